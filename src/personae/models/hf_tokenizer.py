@@ -1,0 +1,90 @@
+"""A transformers tokenizer behind the small protocol that rendering uses.
+
+Text from data sets is encoded with special tokens split as ordinary text, so that a row which contains
+`<|im_end|>` cannot close the turn it stands in. Only text that the template wrote is encoded with its
+special tokens alive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from personae.errors import RenderingError
+
+
+class HFTokenizer:
+    """A fast tokenizer of transformers."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._bos = _bos_ids(tokenizer)
+        self.stop_ids = frozenset(_stop_ids(tokenizer))
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        return bool(getattr(self._tokenizer, "chat_template", None))
+
+    @property
+    def bos_ids(self) -> tuple[int, ...]:
+        """Tokens that open every sequence written without the chat template."""
+        return self._bos
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of entries, added tokens included."""
+        return len(self._tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; a special token's spelling is split like any other text."""
+        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def encode_template(self, text: str) -> list[int]:
+        """Token ids of text the template wrote; special tokens count."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def apply_template(self, messages: Sequence[dict[str, str]], *, open_reply: bool) -> str:
+        """The chat template's text for `messages`.
+
+        Raises:
+            RenderingError: If the template refuses the messages (no system turn, roles out of order).
+        """
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=open_reply
+            )
+        except TemplateError as error:
+            raise RenderingError(f"the model's chat template refused these turns: {error}") from error
+        assert isinstance(text, str)
+        return text
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens shown."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def digest(self) -> str:
+        """Hash of vocabulary, merges, normaliser and chat template."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        body = backend.to_str() if backend is not None else repr(sorted(self._tokenizer.get_vocab().items()))
+        template = getattr(self._tokenizer, "chat_template", None) or ""
+        return hashlib.blake2b(f"{body}\0{template}".encode(), digest_size=16).hexdigest()
+
+
+def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the tokenizer itself puts before text. Asked, not guessed: many name a bos they never write."""
+    with_special = list(tokenizer("a")["input_ids"])
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    for cut in range(len(with_special) + 1):
+        if with_special[cut : cut + len(plain)] == plain:
+            return tuple(with_special[:cut])
+    return ()
+
+
+def _stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    vocabulary = tokenizer.get_vocab()
+    return ids + [vocabulary[t] for t in ("<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<eos>") if t in vocabulary]

@@ -1,0 +1,25 @@
+"""From a model's name to a backend, importing only what that backend needs."""
+
+from __future__ import annotations
+
+from personae.errors import MissingCapability
+from personae.models.catalogue import resolve
+from personae.models.protocol import LanguageModel
+
+
+def load_model(name: str, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:
+    """Load the model of that name.
+
+    Raises:
+        ModelNotFound, CorruptModel, InvalidSettings: See `catalogue.resolve` and `hf_load.load_hf`.
+        MissingCapability: If the packages for this kind of model are not installed.
+    """
+    source = resolve(name)
+    try:
+        from personae.models.hf_load import load_hf
+    except ModuleNotFoundError as error:
+        raise MissingCapability(
+            f"'{name}' needs the package '{error.name}', which is not installed.",
+            hint="Install it: pip install 'personae[hf]'",
+        ) from error
+    return load_hf(source, device=device, dtype=dtype)

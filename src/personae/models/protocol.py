@@ -1,0 +1,169 @@
+"""What a model is to the rest of personae: scored token ids, and who it is.
+
+Not here: how text becomes token ids (`models.rendering`) and any concrete model. A backend takes token ids
+with a span and gives back log p(token | everything before it), in nats, for the tokens of the span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Scorable:
+    """Token ids, and which of them are scored.
+
+    Attributes:
+        token_ids: All tokens, context first.
+        start: Index of the first scored token; the span runs to the end. At least 1, since the first token
+            of a sequence has nothing before it.
+        shared: How many leading tokens other requests are likely to share (a persona's frame). Only a hint:
+            it changes the speed and never the result. Less than `start`.
+    """
+
+    token_ids: tuple[int, ...]
+    start: int
+    shared: int = 0
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.start < len(self.token_ids), "a span needs a token before it and one inside"
+        assert 0 <= self.shared < self.start, "the shared prefix ends before the span"
+
+    @property
+    def n_scored(self) -> int:
+        """Number of scored tokens."""
+        return len(self.token_ids) - self.start
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenLogprobs:
+    """Log-probabilities of the scored tokens of one `Scorable`, nats, float32, shape (n_scored,)."""
+
+    log_probs: NDArray[np.float32]
+
+    @property
+    def log_likelihood(self) -> float:
+        """Sum over the span in float64, nats. Never divided by its length."""
+        return float(self.log_probs.astype(np.float64).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Who the model is: enough to tell whether two tables may be compared.
+
+    Attributes:
+        name: What the user called it.
+        digest: Hash of weights and configuration; part of every store key.
+        tokenizer_digest: Hash of the tokenizer and its chat template.
+        is_chat: Whether it has a chat template.
+        n_parameters: Number of parameters.
+        context_length: Most tokens in one sequence.
+        vocab_size: Size of the vocabulary.
+        dtype: Arithmetic of the forward pass.
+        device: Where it runs.
+        kernel: Which matrix kernel the forward pass uses.
+        tolerance: Bound on the error of one token's log-probability in this arithmetic, nats; the laws
+            hold the backend to it.
+        licence: Licence of the weights where known.
+    """
+
+    name: str
+    digest: str
+    tokenizer_digest: str
+    is_chat: bool
+    n_parameters: int
+    context_length: int
+    vocab_size: int
+    dtype: str
+    device: str
+    kernel: str
+    tolerance: float
+    licence: str = "unknown"
+
+    def to_dict(self) -> dict[str, object]:
+        """The card as plain values, for `run.json` and the report."""
+        return asdict(self)
+
+
+class Tokenizer(Protocol):
+    """The part of a tokenizer that rendering needs."""
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        ...
+
+    @property
+    def bos_ids(self) -> tuple[int, ...]:
+        """Tokens that open every sequence written without the chat template."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, no special tokens added; text that looks like one is not one."""
+        ...
+
+    def encode_template(self, text: str) -> list[int]:
+        """Token ids of text written by the template itself, whose special tokens count."""
+        ...
+
+    def apply_template(self, messages: Sequence[dict[str, str]], *, open_reply: bool) -> str:
+        """The chat template's text for `messages`, ending where a reply begins if `open_reply`."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingPlan:
+    """How to sample: at most `max_tokens` per prompt at `temperature`, from `seed`."""
+
+    max_tokens: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """Sampled token ids and their log-probabilities at temperature 1, nats, shape (n_tokens,)."""
+
+    token_ids: tuple[int, ...]
+    log_probs: NDArray[np.float32]
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A model that scores given tokens and samples new ones."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Who the model is."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        ...
+
+    def score(self, batch: Sequence[Scorable]) -> list[TokenLogprobs]:
+        """Log-probabilities of every span, in the order given."""
+        ...
+
+    def sample(self, batch: Sequence[tuple[int, ...]], plan: SamplingPlan) -> list[Completion]:
+        """One completion for each prompt of token ids, in the order given."""
+        ...
+
+
+@runtime_checkable
+class GivesFullDistribution(Protocol):
+    """A model that can say the whole next-token distribution."""
+
+    def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
+        """Log-probabilities of every next token, nats, shape (vocab_size,)."""
+        ...
