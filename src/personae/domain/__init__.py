@@ -1,0 +1,1 @@
+"""Personas, casts, episodes: the words of the field as types."""

@@ -67,9 +67,7 @@ def _check_turns(context: tuple[Turn, ...]) -> None:
     body = context[1:] if context and context[0].speaker == "system" else context
     for turn in context:
         if turn.speaker not in SPEAKERS:
-            raise InputError(
-                f"unknown role '{turn.speaker}'", hint="Roles are system, user and assistant."
-            )
+            raise InputError(f"unknown role '{turn.speaker}'", hint="Roles are system, user and assistant.")
     for index, turn in enumerate(body):
         if turn.speaker == "system":
             raise InputError("roles out of order: a system turn may only come first")

@@ -1,0 +1,1 @@
+"""Formats people bring: episodes, casts, the reference population."""

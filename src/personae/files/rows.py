@@ -91,8 +91,11 @@ def _json_lines(path: Path) -> Iterator[Row]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            yield Row(number, error=f"broken JSON: {error.msg} at column {error.colno}",
-                      hint="Each line must be one complete JSON object.")
+            yield Row(
+                number,
+                error=f"broken JSON: {error.msg} at column {error.colno}",
+                hint="Each line must be one complete JSON object.",
+            )
             continue
         except RecursionError:
             yield Row(number, error="broken JSON: nested too deeply")
@@ -112,7 +115,9 @@ def _json_array(path: Path) -> Iterator[Row]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"broken JSON: {error.msg} at column {error.colno}", path=str(path), line=error.lineno,
+            f"broken JSON: {error.msg} at column {error.colno}",
+            path=str(path),
+            line=error.lineno,
             hint="A .json file must hold one array of objects; for one object a line use .jsonl.",
         ) from error
     if not isinstance(value, list):
@@ -127,7 +132,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     try:
         for record in reader:
             if None in record or None in record.values():
-                yield Row(reader.line_num, error=f"the row has not {len(reader.fieldnames or [])} cells as the header has")
+                yield Row(
+                    reader.line_num, error=f"the row has not {len(reader.fieldnames or [])} cells as the header has"
+                )
                 continue
             value = {k: _cell(k, v) for k, v in record.items() if v != ""}
             yield Row(reader.line_num, value)
@@ -161,7 +168,9 @@ def _folder_rows(path: Path) -> Iterator[Row]:
     state = path / "state.json"
     if not state.exists():
         splits = sorted(p.parent.name for p in path.glob("*/state.json"))
-        hint = f"Name one split: {', '.join(str(path / s) for s in splits)}." if splits else f"Known formats: {FORMATS}."
+        hint = (
+            f"Name one split: {', '.join(str(path / s) for s in splits)}." if splits else f"Known formats: {FORMATS}."
+        )
         raise InputError("the folder is not one data set split", path=str(path), hint=hint)
     try:
         names = [str(entry["filename"]) for entry in json.loads(state.read_text())["_data_files"]]

@@ -1,0 +1,1 @@
+"""From log-likelihoods to posteriors and forecasts; needs no model."""

@@ -80,7 +80,8 @@ def fit_mixture(
         log_prior: Log prior of the components, shape (n_components,); its mean under the Dirichlet.
         eta: Power on the likelihood.
         concentration: Total prior mass of the Dirichlet, in conversations.
-        sweeps: Gibbs sweeps, of which the first `burn_in` are dropped.
+        sweeps: Gibbs sweeps.
+        burn_in: Sweeps dropped at the start.
         level: Mass of the equal-tailed intervals.
         seed: Of the sampler.
 

@@ -1,0 +1,1 @@
+"""Use a model to make tables."""

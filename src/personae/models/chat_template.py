@@ -1,7 +1,7 @@
-"""A chat template taken apart around the persona's instruction.
+r"""A chat template taken apart around the persona's instruction.
 
     before(instruction)            after(episode)
-    <|im_start|>system\\nYou ...    <|im_end|>\\n<|im_start|>user\\n...<|im_start|>assistant\\n
+    <|im_start|>system\nYou ...    <|im_end|>\n<|im_start|>user\n...<|im_start|>assistant\n
 
 The template is run with markers in the place of all outside text, so that what the template wrote and what
 came from a file can be told apart. Asked rather than assumed: whether it knows a system turn (if not, the

@@ -25,9 +25,9 @@ from personae.models.hf_tokenizer import HFTokenizer
 from personae.models.protocol import Completion, ModelCard, SamplingPlan, Scorable, TokenLogprobs
 
 # Tokens in one padded batch. On CPUs larger batches spill the caches; on GPUs they fill the card.
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 # Bytes of logits held at once: small enough to stay near the cache, large enough for an efficient product.
-_LOGIT_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
+_LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
 _KEPT_PREFIXES = 4
 
 
@@ -168,7 +168,8 @@ class HFModel:
         fresh = DynamicCache(config=self._model.config)
         for index, layer in enumerate(self._prefixes[prefix].layers):
             keys, values = layer.keys, layer.values
-            assert keys is not None and values is not None
+            assert keys is not None
+            assert values is not None
             fresh.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), index)
         return fresh
 

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,8 +60,9 @@ def load_hf(source: ModelSource, *, device: str = "auto", dtype: str = "float32"
     model = model.to(where)
     # Small tensors left by training code would only cost memory here.
     model.requires_grad_(requires_grad=False)
+    card = _card(source, folder, model, tokenizer, dtype, where)  # before packing hides the weights
     kernel = _choose_kernel(model, dtype, where)
-    return HFModel(model, tokenizer, _card(source, folder, model, tokenizer, dtype, where, kernel))
+    return HFModel(model, tokenizer, replace(card, kernel=kernel))
 
 
 def local_folder(source: ModelSource) -> Path:
@@ -105,8 +107,10 @@ def _dequantise(parts: list[Path], target: Path, name: str, embedded: EmbeddedMo
     except OSError as error:
         if error.errno is None:
             raise CorruptModel(f"'{name}' is not a GGUF file that can be read: {error}") from error
-        raise StorageError(f"the model cache {target.parent} cannot be written: {error.strerror}",
-                           hint="Free some space or set PERSONAE_HOME to another folder.") from error
+        raise StorageError(
+            f"the model cache {target.parent} cannot be written: {error.strerror}",
+            hint="Free some space or set PERSONAE_HOME to another folder.",
+        ) from error
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise CorruptModel(
             f"'{name}' is not a GGUF file that can be read: {error}", hint="Fetch the file again."
@@ -168,8 +172,9 @@ def _read_folder(folder: Path, name: str, dtype: str) -> tuple[HFTokenizer, PreT
             str(folder), config=config, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
         )
     except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise CorruptModel(
-            f"the model '{name}' cannot be loaded from {folder}: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"the model '{name}' cannot be loaded from {folder}: {reason}",
             hint="Files may be missing or damaged; personae reads safetensors only and runs no remote code.",
         ) from error
     return HFTokenizer(tokenizer), model
@@ -215,8 +220,14 @@ def _choose_kernel(model: PreTrainedModel, dtype: str, device: torch.device) -> 
     return verdict
 
 
-def _card(source: ModelSource, folder: Path, model: PreTrainedModel, tokenizer: HFTokenizer, dtype: str,
-          device: torch.device, kernel: str) -> ModelCard:
+def _card(
+    source: ModelSource,
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: HFTokenizer,
+    dtype: str,
+    device: torch.device,
+) -> ModelCard:
     config = model.config
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return ModelCard(
@@ -224,12 +235,12 @@ def _card(source: ModelSource, folder: Path, model: PreTrainedModel, tokenizer: 
         digest=_folder_digest(folder),
         tokenizer_digest=tokenizer.digest(),
         is_chat=tokenizer.has_template,
-        n_parameters=sum(p.numel() for p in model.state_dict(keep_vars=True).values()),
+        n_parameters=sum(p.numel() for p in model.parameters()),
         context_length=int(length) if length else 2048,
         vocab_size=int(config.vocab_size),
         dtype=dtype,
         device=str(device),
-        kernel=kernel,
+        kernel="plain",
         tolerance=_TOLERANCE[dtype],
         licence=source.embedded.licence if source.embedded else "see the model's own card",
     )
@@ -240,7 +251,9 @@ def _folder_digest(folder: Path) -> str:
     manifest = folder / _MANIFEST
     if manifest.is_file():
         files = json.loads(manifest.read_text())["files"]
-        body = json.dumps({k: v for k, v in files.items() if k.endswith(("config.json", ".safetensors"))}, sort_keys=True)
+        body = json.dumps(
+            {k: v for k, v in files.items() if k.endswith(("config.json", ".safetensors"))}, sort_keys=True
+        )
         return hashlib.blake2b(body.encode(), digest_size=16).hexdigest()
     wanted = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
     digests = {p.name: _sha256([p]) for p in wanted}
@@ -254,5 +267,3 @@ def _sha256(paths: list[Path]) -> str:
             while block := handle.read(2**22):
                 digest.update(block)
     return digest.hexdigest()
-
-

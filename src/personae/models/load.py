@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from personae.errors import MissingCapability
 from personae.models.catalogue import resolve
 from personae.models.protocol import LanguageModel
@@ -15,6 +17,8 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "float32") -> La
         MissingCapability: If the packages for this kind of model are not installed.
     """
     source = resolve(name)
+    # The library's own progress bars would run into ours; it reads this when it is first imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         from personae.models.hf_load import load_hf
     except ModuleNotFoundError as error:

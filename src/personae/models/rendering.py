@@ -28,6 +28,7 @@ from personae.models.protocol import Scorable, Tokenizer
 # Part of every store key: raise it whenever the same input would give other token ids.
 RENDERING_VERSION = 1
 
+
 @dataclass(frozen=True, slots=True)
 class BaseStyle:
     """Words around the turns for a model without a chat template.
@@ -42,7 +43,9 @@ class BaseStyle:
 
 BASE_STYLES = {
     "dialogue": BaseStyle("{instruction}\n\n", "Question:", "Answer:"),
-    "interview": BaseStyle("Below is an interview. Notes on the speaker: {instruction}\n\n", "Interviewer:", "Speaker:"),
+    "interview": BaseStyle(
+        "Below is an interview. Notes on the speaker: {instruction}\n\n", "Interviewer:", "Speaker:"
+    ),
     "story": BaseStyle(
         'A character in a story is described like this: "{instruction}"\n\n', "Someone said:", "The character replied:"
     ),
@@ -83,7 +86,7 @@ class Renderer:
         *,
         context_length: int,
         truncate: bool = False,
-        base_styles: Sequence[str] = DEFAULT_BASE_STYLES,
+        base_styles: Sequence[str] = ("dialogue",),
     ) -> None:
         self._tokenizer = tokenizer
         self._context_length = context_length

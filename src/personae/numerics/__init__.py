@@ -1,0 +1,1 @@
+"""Arithmetic and statistics on arrays; knows no persona."""

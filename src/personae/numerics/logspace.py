@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 
 def log_mean_exp(values: ArrayLike, axis: int = 0) -> Floats:
-    """log of the mean of exp(values) along `axis`: the log-likelihood of an equal mixture."""
+    """Log of the mean of exp(values) along `axis`: the log-likelihood of an equal mixture."""
     array = np.asarray(values, dtype=np.float64)
     return np.asarray(logsumexp(array, axis=axis) - np.log(array.shape[axis]))
 

@@ -1,0 +1,1 @@
+"""One experiment each: tables in, tables out."""

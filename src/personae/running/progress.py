@@ -28,8 +28,13 @@ def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Advance]:
     if quiet or total == 0 or not sys.stderr.isatty():
         yield lambda amount: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-               _TokenRate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        _TokenRate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=False, speed_estimate_period=60) as progress:
         task = progress.add_task(label, total=total)
         yield lambda amount: progress.advance(task, amount)

@@ -1,0 +1,1 @@
+"""Plain tables between the dear half and the cheap half."""

@@ -1,0 +1,45 @@
+"""`personae models`: which models can be named and which are here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import typer
+
+from personae.cli import options as opt
+from personae.models.catalogue import DEFAULT_MODEL, EMBEDDED, home
+
+NAME = "models"
+
+
+def command(as_json: opt.AsJson = False) -> int:
+    """List the models that can be used and whether they are present."""
+    rows = [
+        {
+            "name": m.name,
+            "present": m.files() is not None,
+            "default": m.name == DEFAULT_MODEL,
+            "description": m.description,
+            "licence": m.licence,
+            "install": m.install,
+        }
+        for m in EMBEDDED.values()
+    ]
+    backend = all(importlib.util.find_spec(p) is not None for p in ("torch", "transformers"))
+    if as_json:
+        typer.echo(json.dumps({"command": NAME, "models": rows, "backend": backend, "home": str(home())}))
+        return 0
+    for row in rows:
+        typer.echo(
+            f"{row['name']:<12}{'here' if row['present'] else 'absent':<8}{row['description']} ({row['licence']})"
+        )
+        if not row["present"]:
+            typer.echo(f"{'':<20}{row['install']}")
+    typer.echo("FOLDER      a Hugging Face folder (safetensors)")
+    typer.echo("FILE.gguf   a GGUF file, converted once")
+    typer.echo("owner/name  a model of the Hugging Face hub")
+    typer.echo(f"\nKept under {home()} (PERSONAE_HOME changes it).")
+    if not backend:
+        typer.echo("torch and transformers are not installed: pip install 'personae[hf]'")
+    return 0

@@ -1,0 +1,46 @@
+"""`personae rerun`: repeat a run from its `run.json`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from personae.cli import options as opt
+from personae.cli.commands import score, screen
+from personae.cli.workbench import say
+from personae.errors import InputError
+from personae.running.run import file_digest, read_run
+
+NAME = "rerun"
+
+
+def command(
+    folder: Annotated[str, typer.Argument(help="Folder of a run, the one that holds run.json.")],
+    out: opt.Out = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+) -> int:
+    """Repeat a run with the settings it recorded, into a new folder."""
+    recorded = read_run(Path(folder))
+    commands = {screen.NAME: (screen.Settings, screen.execute), score.NAME: (score.Settings, score.execute)}
+    name = str(recorded.get("command"))
+    if name not in commands:
+        raise InputError(f"run.json is of the command '{name}', which cannot be repeated", path=folder)
+    make, execute = commands[name]
+    known = {f.name for f in fields(make)}
+    stored = recorded["settings"]
+    if not isinstance(stored, dict) or not set(stored) <= known:
+        raise InputError("run.json holds settings this version does not know", path=folder)
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    settings = make(**{**values, "out": out, "json": as_json, "quiet": quiet})
+    _warn_of_changes(recorded.get("inputs"), quiet=quiet)
+    return execute(settings)
+
+
+def _warn_of_changes(inputs: object, *, quiet: bool) -> None:
+    for path, digest in inputs.items() if isinstance(inputs, dict) else ():
+        if Path(path).exists() and file_digest(Path(path)) != digest:
+            say(f"note: {path} has changed since that run.", quiet=quiet)

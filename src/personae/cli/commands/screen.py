@@ -1,0 +1,151 @@
+"""`personae screen`: which character does this file select?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from personae.cli import options as opt
+from personae.cli.findings import print_findings, screening_json
+from personae.cli.gate import parse_gates
+from personae.cli.workbench import ScoringSettings, announced, check_weights, open_workbench, read_inputs, say
+from personae.files.reference import load_reference, shipped_rows
+from personae.inference.mixture import DEFAULT_ETA
+from personae.models.catalogue import DEFAULT_MODEL
+from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
+from personae.running.run import make_run_folder, provenance, write_json, write_table
+from personae.tables.forecast import Screening
+
+NAME = "screen"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(ScoringSettings):
+    """All settings of a screening."""
+
+    reference: str | None = None
+    eta: float = DEFAULT_ETA
+    fdr: float = DEFAULT_FDR
+    fail_on: tuple[str, ...] = ()
+
+
+def command(
+    data: opt.Data,
+    model: opt.Model = DEFAULT_MODEL,
+    cast: opt.CastNames = None,
+    only: opt.Only = None,
+    paraphrases: opt.Paraphrases = None,
+    fail_on: Annotated[
+        list[str] | None, typer.Option(help="Gate, e.g. 'contemptuous>0.2'; repeatable. Exit status 1 when one trips.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Your own ordinary replies, rows with a 'group' (topic). Default: built in.")
+    ] = None,
+    eta: Annotated[float, typer.Option(help="Power on the likelihood in the posterior over personas.")] = DEFAULT_ETA,
+    fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = DEFAULT_FDR,
+    turns: opt.Turns = "last",
+    limit: opt.Limit = None,
+    skip_bad_rows: opt.SkipBadRows = False,
+    truncate: opt.Truncate = False,
+    out: opt.Out = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "float32",
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+) -> int:
+    """Say which character a training file selects, before you train on it."""
+    return execute(
+        Settings(
+            data,
+            model,
+            tuple(cast or ("core",)),
+            only,
+            paraphrases,
+            out,
+            seed,
+            limit,
+            turns,
+            as_json,
+            quiet,
+            device,
+            dtype,
+            truncate,
+            skip_bad_rows,
+            reference,
+            eta,
+            fdr,
+            tuple(fail_on or ()),
+        )
+    )
+
+
+def execute(settings: Settings) -> int:
+    """Run a screening and give the exit status."""
+    from personae.report.page import write_report  # charts are slow to import, and `--help` needs none
+
+    chosen = ScreenSettings(eta=settings.eta, fdr=settings.fdr, seed=settings.seed)
+    inputs = read_inputs(settings)
+    gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
+    check_weights(inputs.data.episodes)
+    ordinary = load_reference(settings.reference)
+    folder = make_run_folder(settings.out, NAME)
+    bench = open_workbench(settings)
+    with (
+        announced("Reference", quiet=settings.quiet) as first,
+        announced("Scoring", quiet=settings.quiet) as second,
+    ):
+        result, evidence = screen(
+            bench.scoring,
+            bench.renderer,
+            inputs.cast,
+            inputs.data.episodes,
+            Population(ordinary, None if settings.reference else shipped_rows(bench.space)),
+            settings=chosen,
+            data=settings.data,
+            model=settings.model,
+            started=(first, second),
+            notes=inputs.notes,
+        )
+    made = provenance(inputs.paths, seed=settings.seed) | dict(evidence.provenance)
+    result = _with_provenance(result, made)
+    report = write_report(result, folder / "report.html")
+    _write_tables(folder, result, evidence.n_tokens.tolist())
+    summary = screening_json(result, report=report, run=folder)
+    write_json(folder / "run.json", {"command": NAME, "settings": settings.to_dict(), **made, "result": summary})
+    by_id = {t.id: t for t in result.traits}
+    tripped = [reason for gate in gates if (reason := gate.trips(by_id[gate.trait]))]
+    if settings.json:
+        typer.echo(json.dumps(summary | {"gate": tripped}, ensure_ascii=False, allow_nan=False))
+    elif not settings.quiet:
+        print_findings(result, report)
+    for reason in tripped:
+        say(f"gate: {reason}", quiet=False)
+    return 1 if tripped else 0
+
+
+def _with_provenance(result: Screening, made: dict[str, object]) -> Screening:
+    values = {f.name: getattr(result, f.name) for f in fields(result)}
+    return Screening(**{**values, "provenance": made})
+
+
+def _write_tables(folder: Path, result: Screening, n_tokens: list[int]) -> None:
+    ledger = result.ledger
+    n, k = ledger.llr.shape
+    notes = {"unit": "nats, summed over completion tokens", "model": result.model, "cast": result.cast}
+    write_table(
+        folder / "llr.parquet",
+        {
+            "episode": [e for e in ledger.episodes for _ in range(k)],
+            "line": ledger.line.repeat(k),
+            "trait": list(ledger.traits) * n,
+            "llr": ledger.llr.ravel(),
+            "n_tokens": [count for count in n_tokens for _ in range(k)],
+            "z": ledger.z.ravel(),
+        },
+        notes,
+    )

@@ -1,0 +1,134 @@
+"""A screening as JSON and as lines in a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from personae.report.finding import finding
+from personae.tables.forecast import UNIT, Screening, TraitShift
+
+_LISTED_EPISODES = 50
+_SHOWN = 8
+
+
+def screening_json(result: Screening, *, report: Path, run: Path) -> dict[str, object]:
+    """The contract of `screen --json`: at least what product documentation promises, plain values only."""
+    return {
+        "command": "screen",
+        "data": result.data,
+        "model": result.model,
+        "cast": result.cast,
+        "n_episodes": result.n_episodes,
+        "n_tokens": result.n_tokens,
+        "unit": UNIT,
+        "finding": finding(result),
+        "traits": [
+            {
+                "id": t.id,
+                "shift": t.shift,
+                "ci": [t.low, t.high],
+                "p": t.p,
+                "q": t.q,
+                "flag": t.flag,
+                "n": t.n,
+                "direction": t.direction,
+                "raw": t.raw,
+                "null": [t.null_low, t.null_high],
+                "tail": t.tail,
+            }
+            for t in result.traits
+        ],
+        "posterior": [
+            {"persona": p.persona, "label": p.label, "prior": p.prior, "weight": p.weight, "ci": [p.low, p.high]}
+            for p in result.posterior
+        ],
+        "background": result.background,
+        "eta": result.eta,
+        "episodes": _episodes(result),
+        "notes": list(result.notes),
+        "report": str(report),
+        "run": str(run),
+    }
+
+
+def _episodes(result: Screening) -> list[dict[str, object]]:
+    """Rows that speak most for the leading trait (each flagged one, in turn), strongest first."""
+    ledger = result.ledger
+    shown = list(result.flagged) or list(result.traits[:1])
+    rows: list[dict[str, object]] = []
+    for trait in shown:
+        k = ledger.traits.index(trait.id)
+        sign = 1.0 if trait.direction == "pos" else -1.0
+        for i in np.argsort(-sign * ledger.z[:, k], kind="stable")[:_LISTED_EPISODES]:
+            rows.append(
+                {
+                    "id": ledger.episodes[i],
+                    "line": int(ledger.line[i]),
+                    "trait": trait.id,
+                    "llr": float(ledger.llr[i, k]),
+                    "z": float(ledger.z[i, k]),
+                    "n_tokens": int(ledger.n_tokens[i]),
+                }
+            )
+    return rows
+
+
+def print_findings(result: Screening, report: Path) -> None:
+    """The finding, the strongest traits and personas, the rows to look at, and where the page is."""
+    console = Console(highlight=False)
+    console.print()
+    console.print(Text(finding(result), style="bold"))
+    if result.traits:
+        console.print()
+        console.print(_trait_table(result))
+    console.print()
+    console.print(_persona_table(result))
+    if result.telling:
+        console.print(Text(f"\nRows that speak most for '{result.telling[0].positive}':"))
+        for row in result.telling[:_SHOWN]:
+            text = "".join(row.tokens).strip().replace("\n", " ")
+            console.print(Text(f"  line {row.line:>5}  {row.llr:+7.1f} nats  {_printable(text)[:90]}"))
+    for note in result.notes:
+        console.print(Text(f"note: {note}", style="dim"))
+    console.print(Text(f"\nReport: {report}"))
+
+
+def _trait_table(result: Screening) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("trait", "shift", "90% interval", "ordinary files", "q", "tail", ""):
+        table.add_column(name, justify="left" if name in ("trait", "") else "right")
+    for t in result.traits[:_SHOWN]:
+        table.add_row(
+            Text(t.id),
+            f"{t.shift:+.3f}",
+            f"{t.low:+.3f} to {t.high:+.3f}",
+            f"{t.null_low:+.3f} to {t.null_high:+.3f}",
+            f"{t.q:.3g}",
+            f"{t.tail:.0%}",
+            Text(f"flag: leans {_pole(t)}" if t.flag else ""),
+        )
+    return table
+
+
+def _pole(trait: TraitShift) -> str:
+    return trait.positive if trait.direction == "pos" else trait.negative
+
+
+def _persona_table(result: Screening) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("persona", "weight", "90% interval"):
+        table.add_column(name, justify="left" if name == "persona" else "right")
+    top = [p for p in result.posterior if p.persona != "background"][:6]
+    for p in [*top, *(p for p in result.posterior if p.persona == "background")]:
+        table.add_row(Text(_printable(p.label)), f"{p.weight:.1%}", f"{p.low:.1%} to {p.high:.1%}")
+    return table
+
+
+def _printable(text: str) -> str:
+    """Control characters from data must not reach the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

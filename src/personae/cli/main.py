@@ -1,0 +1,67 @@
+"""The command line: `personae COMMAND`. Thin: every command is a file over the library.
+
+Heavy imports happen inside commands, so that `personae --help` loads neither torch nor transformers. The
+only catch-all is the last line here: an error of ours prints its message and hint and ends with its status.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from personae.cli.commands import casts, check_model, models, rerun, score, screen, validate
+from personae.errors import PersonaeError
+
+# The root of typer's usage errors, which typer exports only through its subclasses.
+_CommandLineError = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="personae",
+    help="Which character is this model, and which one will your data make it?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _command in (screen, score, validate, casts, models, check_model, rerun):
+    app.command(_command.NAME)(_command.command)
+
+
+def main() -> None:
+    """Entry point of the `personae` script; ends the process with the command's exit status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and give its exit status: 0 done, 1 gate, 2 usage or input, 3 backend, 4 numerics."""
+    debug = os.environ.get("PERSONAE_DEBUG") == "1"
+    try:
+        result = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except PersonaeError as error:
+        if debug:
+            raise
+        _complain(str(error), error.hint)
+        return error.exit_status
+    except typer.Exit as request:
+        return request.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted.", "Nothing already scored is lost: the same command goes on from here.")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except _CommandLineError as error:
+        _complain(error.format_message(), "`personae --help` and `personae COMMAND --help` list what is accepted.")
+        return 2
+
+
+def _complain(message: str, hint: str) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("error: ", style="bold red", end="")
+    console.print(message, markup=False)
+    if hint:
+        console.print(hint, markup=False, style="dim")

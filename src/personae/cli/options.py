@@ -1,0 +1,32 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Data = Annotated[str, typer.Argument(help="Episodes: .jsonl, .jsonl.gz, .json, .csv, .parquet or a datasets folder.")]
+Model = Annotated[str, typer.Option("--model", "--scorer", help="Model that scores: see `personae models`.")]
+CastNames = Annotated[
+    list[str] | None, typer.Option("--cast", help="Built-in cast, YAML file or folder; repeat to join. Default: core.")
+]
+Only = Annotated[
+    str | None, typer.Option("--only", help="Comma-separated traits and roles of the cast to use, no others.")
+]
+Paraphrases = Annotated[
+    int | None,
+    typer.Option(min=1, help="Instructions used of each persona. Default: all, or 1 for casts above 60 instructions."),
+]
+Out = Annotated[str | None, typer.Option("--out", help="Run folder. Default: runs/<command>-<time>.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")]
+Turns = Annotated[str, typer.Option(help="Score the 'last' assistant turn of a conversation, or 'all' of them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no findings; errors only.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="float32 (default), bfloat16 or float16; evidence wants float32.")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut replies that exceed the model's context.")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Go on without rows that cannot be read; they are counted.")
+]

@@ -1,0 +1,145 @@
+"""What scoring commands share: from names on the command line to model, cast, episodes and store.
+
+Not here: any result. A `Workbench` is opened once a command's cheap checks have passed, so that bad input is
+refused before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from personae.domain.episode import Episode
+from personae.domain.persona import Cast
+from personae.errors import InvalidSettings
+from personae.files.casts import built_in_casts, load_casts
+from personae.files.episodes import EpisodeSet, read_episodes
+from personae.instruments.scoring import Scoring, Work, space_of
+from personae.models.catalogue import DEFAULT_MODEL, home, resolve
+from personae.models.load import load_model
+from personae.models.protocol import LanguageModel
+from personae.models.rendering import Renderer
+from personae.running.progress import progress_bar
+from personae.running.store import EvidenceStore
+
+LARGE_CAST = 60
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringSettings:
+    """Settings of every command that scores; the fields are the options, and what `rerun` reads back."""
+
+    data: str
+    model: str = DEFAULT_MODEL
+    cast: tuple[str, ...] = ("core",)
+    only: str | None = None
+    paraphrases: int | None = None
+    out: str | None = None
+    seed: int = 0
+    limit: int | None = None
+    turns: str = "last"
+    json: bool = False
+    quiet: bool = False
+    device: str = "auto"
+    dtype: str = "float32"
+    truncate: bool = False
+    skip_bad_rows: bool = False
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for `run.json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What was read before any model is loaded."""
+
+    cast: Cast
+    data: EpisodeSet
+    notes: tuple[str, ...]
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """A loaded model with its renderer, its store and the function that scores."""
+
+    model: LanguageModel
+    renderer: Renderer
+    scoring: Scoring
+    space: str
+
+
+def read_inputs(settings: ScoringSettings) -> Inputs:
+    """Cast and episodes, checked; refuses bad input before anything dear happens."""
+    cast = load_casts(settings.cast)
+    if settings.only:
+        cast = cast.select([n.strip() for n in settings.only.split(",") if n.strip()])
+    notes: list[str] = []
+    n = settings.paraphrases
+    if n is None and cast.n_instructions > LARGE_CAST:
+        n = 1
+        notes.append(
+            f"The cast has {cast.n_instructions} instructions; the first of each persona was used "
+            "(--paraphrases N uses more and separates better)."
+        )
+    if n is not None:
+        cast = cast.limit_paraphrases(n)
+    data = read_episodes(settings.data, turns=settings.turns, limit=settings.limit)
+    if settings.skip_bad_rows:
+        if data.refused:
+            lines = ", ".join(str(r.line) for r in data.refused[:10])
+            notes.append(
+                f"{len(data.refused)} of {data.n_rows} rows could not be read and were left out (lines {lines})."
+            )
+        if not data.episodes:
+            data.require_clean()
+    else:
+        data.require_clean()
+    paths = [settings.data, *(str(built_in_casts().get(c, Path(c))) for c in settings.cast)]
+    return Inputs(cast, data, tuple(notes), tuple(paths))
+
+
+def open_workbench(settings: ScoringSettings) -> Workbench:
+    """Load the model and open its store."""
+    resolve(settings.model)  # an unknown name is told before the message
+    say(f"Loading {settings.model} …", quiet=settings.quiet)
+    model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
+    renderer = Renderer(model.tokenizer, context_length=model.card.context_length, truncate=settings.truncate)
+    space = space_of(model.card)
+    store = EvidenceStore(home() / "evidence", space)
+    return Workbench(model, renderer, Scoring(model, renderer, store), space)
+
+
+@contextmanager
+def announced(label: str, *, quiet: bool) -> Iterator[Callable[[Work], Callable[[int], None]]]:
+    """A `started` callback that opens a progress bar for the work it is told of."""
+    with ExitStack() as stack:
+
+        def started(work: Work) -> Callable[[int], None]:
+            if work.n_pairs and not sys.stderr.isatty():
+                say(f"{label}: {work.n_pairs:,} pairs to score, {work.n_tokens:,} tokens", quiet=quiet)
+            return stack.enter_context(progress_bar(label, work.n_tokens, quiet=quiet))
+
+        yield started
+
+
+def say(text: str, *, quiet: bool) -> None:
+    """A line on standard error, where results never go."""
+    if not quiet:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def check_weights(episodes: Sequence[Episode]) -> None:
+    """Refuse a file in which nothing counts.
+
+    Raises:
+        InvalidSettings: If every weight is 0.
+    """
+    if not any(e.weight for e in episodes):
+        raise InvalidSettings("every episode has weight 0: there is nothing to screen.")

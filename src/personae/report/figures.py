@@ -1,0 +1,192 @@
+"""Charts as Vega-Altair specifications, drawn to inline SVG.
+
+Each chart is drawn twice, for a wide and for a phone's page; the page shows the one that fits. Colours are
+the roles of `COLOURS`, written with their light value; the page's style sheet restates every one of them
+(`[fill="#..."]`), which is how a dark page recolours a finished chart. Every number is in a table too, so the
+SVG itself is hidden from screen readers by the page. Not here: tables, words around the chart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import altair as alt
+import vl_convert
+
+from personae.report.text import clean, shorten
+from personae.tables.forecast import PersonaWeight, TraitShift
+
+COLOURS = {
+    "ink": "#1f2328",
+    "muted": "#5d6570",
+    "line": "#d9dce1",
+    "band": "#e6e8ec",
+    "paper": "#fffefd",
+    "pos": "#b64a05",
+    "neg": "#0a62b0",
+}
+_FONT = "Liberation Sans"  # what vl-convert measures with; the style sheet shows system-ui
+_ROW = 23
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Room for a chart, in pixels.
+
+    Attributes:
+        plot: Width of the plotting area.
+        label: Room for labels on one side.
+        ticks: About how many ticks the axis gets.
+    """
+
+    plot: int
+    label: int
+    ticks: int
+
+
+WIDE = Layout(plot=560, label=160, ticks=8)
+NARROW = Layout(plot=150, label=96, ticks=3)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One row of the persona chart; `low` and `high` are None where there is no interval."""
+
+    label: str
+    weight: float
+    prior: float
+    low: float | None
+    high: float | None
+
+
+def trait_chart(traits: Sequence[TraitShift], layout: Layout) -> str:
+    """Dot and interval of each trait over the range of ordinary files, as SVG; the poles stand at either side."""
+    rows = [_trait_row(i, t, layout) for i, t in enumerate(traits)]
+    base = alt.Chart(alt.InlineData(values=rows)).encode(y=_row_axis(len(rows)))
+    scale = alt.Scale(nice=True, zero=True)
+    axis = alt.Axis(tickCount=layout.ticks, format="+.2~f", title="shift, nats a token")
+    x = alt.X("shift:Q", scale=scale, axis=axis)
+    colour = alt.Color("colour:N", scale=None)
+    layers = alt.layer(
+        base.mark_bar(height=13, cornerRadius=3, color=COLOURS["band"]).encode(
+            x=alt.X("null_low:Q", scale=scale, axis=axis), x2="null_high:Q"
+        ),
+        alt.Chart(alt.InlineData(values=[{"zero": 0}]))
+        .mark_rule(color=COLOURS["muted"], strokeWidth=1)
+        .encode(x="zero:Q"),
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q", color=colour),
+        base.mark_point(size=62, opacity=1, strokeWidth=2).encode(
+            x=x, stroke=alt.Stroke("colour:N", scale=None), fill=alt.Fill("centre:N", scale=None)
+        ),
+        *_side_labels(base, layout),
+    )
+    return _svg(layers, layout, len(rows))
+
+
+def _trait_row(i: int, trait: TraitShift, layout: Layout) -> dict[str, object]:
+    towards_pos = trait.direction == "pos"
+    colour = COLOURS["pos" if towards_pos else "neg"] if trait.flag else COLOURS["muted"]
+    plain = {"ink": COLOURS["muted"], "weight": "normal"}
+    stressed = {"ink": colour, "weight": "bold"}
+    left, right = (stressed if trait.flag and side else plain for side in (not towards_pos, towards_pos))
+    return {
+        "row": i,
+        "shift": trait.shift,
+        "low": trait.low,
+        "high": trait.high,
+        "null_low": trait.null_low,
+        "null_high": trait.null_high,
+        "colour": colour,
+        "centre": colour if trait.flag else COLOURS["paper"],
+        "left": _label(trait.negative, layout),
+        "right": _label(trait.positive, layout),
+        "left_ink": left["ink"],
+        "right_ink": right["ink"],
+        "left_bold": left is stressed,
+        "right_bold": right is stressed,
+    }
+
+
+def _side_labels(base: alt.Chart, layout: Layout) -> list[alt.Chart]:
+    charts: list[alt.Chart] = []
+    for side, place, align in (("left", -12, "right"), ("right", layout.plot + 12, "left")):
+        for bold in (True, False):
+            mark = base.transform_filter(alt.datum[f"{side}_bold"] == bold).mark_text(
+                align=align, baseline="middle", fontSize=12.5, fontWeight="bold" if bold else "normal"
+            )
+            charts.append(
+                mark.encode(x=alt.value(place), text=f"{side}:N", color=alt.Color(f"{side}_ink:N", scale=None))
+            )
+    return charts
+
+
+def persona_chart(bars: Sequence[Bar], layout: Layout) -> str:
+    """Posterior weight of each component with its interval and a tick at its prior, as SVG."""
+    rows = [_persona_row(i, bar, layout) for i, bar in enumerate(bars)]
+    base = alt.Chart(alt.InlineData(values=rows)).encode(y=_row_axis(len(rows)))
+    scale = alt.Scale(zero=True, nice=True)
+    axis = alt.Axis(tickCount=layout.ticks, format="~%", title="posterior weight")
+    layers = alt.layer(
+        base.mark_bar(height=13, cornerRadiusEnd=3, color=COLOURS["neg"]).encode(
+            x=alt.X("weight:Q", scale=scale, axis=axis)
+        ),
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(color=COLOURS["ink"], strokeWidth=1.5)
+        .encode(x="low:Q", x2="high:Q"),
+        base.mark_tick(color=COLOURS["pos"], thickness=3, height=19).encode(x="prior:Q"),
+        base.mark_text(align="right", baseline="middle", fontSize=12.5, color=COLOURS["ink"]).encode(
+            x=alt.value(-10), text="label:N"
+        ),
+    )
+    return _svg(layers, layout, len(rows))
+
+
+def _persona_row(i: int, bar: Bar, layout: Layout) -> dict[str, object]:
+    return {
+        "row": i,
+        "label": _label(bar.label, layout),
+        "weight": bar.weight,
+        "prior": bar.prior,
+        "low": bar.low,
+        "high": bar.high,
+    }
+
+
+def bars_of(weights: Sequence[PersonaWeight], background: str, *, limit: int = 12) -> tuple[Bar, ...]:
+    """The heaviest components, then the background, then all others as one bar."""
+    named = [w for w in weights if w.persona != background]
+    shown = [*named[:limit], *(w for w in weights if w.persona == background)]
+    rest = named[limit:]
+    bars = [Bar(w.label or w.persona, w.weight, w.prior, w.low, w.high) for w in shown]
+    if rest:
+        bars.append(Bar(f"{len(rest)} others", sum(w.weight for w in rest), sum(w.prior for w in rest), None, None))
+    return tuple(bars)
+
+
+def _row_axis(n: int) -> alt.Y:
+    return alt.Y("row:O", axis=None, scale=alt.Scale(domain=list(range(n)), paddingInner=0, paddingOuter=0.2))
+
+
+def _label(text: str, layout: Layout) -> str:
+    return shorten(" ".join(clean(text).split()), layout.label * 2 // 13)
+
+
+def _svg(chart: alt.LayerChart, layout: Layout, n_rows: int) -> str:
+    shape = chart.properties(width=layout.plot, height=max(1, n_rows) * _ROW, background="transparent", padding=4)
+    styled = (
+        shape.configure(font=_FONT, aria=False)
+        .configure_view(stroke=None)
+        .configure_axis(
+            domain=False,
+            gridColor=COLOURS["line"],
+            tickColor=COLOURS["line"],
+            labelColor=COLOURS["muted"],
+            titleColor=COLOURS["muted"],
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            titlePadding=8,
+        )
+    )
+    return vl_convert.vegalite_to_svg(styled.to_dict(), allowed_base_urls=[])

@@ -1,0 +1,129 @@
+"""A run's folder: `run.json`, tables, report. Every run writes what is needed to repeat it.
+
+Not here: what a command does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from personae.errors import InputError, StorageError
+
+_PACKAGES = ("personae", "numpy", "scipy", "pyarrow", "torch", "transformers")
+
+
+def make_run_folder(out: str | None, command: str) -> Path:
+    """Create the folder of a run: `out`, or runs/<command>-<time>.
+
+    Raises:
+        StorageError: If it cannot be created or written, before any work is done.
+    """
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(out) if out else _unused(Path("runs") / f"{command}-{stamp}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"the run folder {folder} cannot be written: {error.strerror or error}.",
+            hint="Choose another folder with --out.",
+        ) from error
+    return folder
+
+
+def _unused(path: Path) -> Path:
+    tries = (path if k == 0 else path.with_name(f"{path.name}-{k}") for k in range(1000))
+    return next(p for p in tries if not p.exists())
+
+
+def provenance(inputs: Sequence[str | Path], *, seed: int) -> dict[str, object]:
+    """Versions, input hashes, seed, machine and date."""
+    return {
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "inputs": {str(p): file_digest(Path(p)) for p in inputs},
+        "seed": seed,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(str(part.relative_to(path)).encode())
+        with part.open("rb") as handle:
+            while block := handle.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write a JSON file whole or not at all; NaN is refused.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    body = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False, default=str)
+    _write(path, lambda p: p.write_text(body, encoding="utf-8"))
+
+
+def write_table(path: Path, columns: Mapping[str, Sequence[object] | pa.Array], notes: Mapping[str, str]) -> None:
+    """Write a Parquet table with `notes` in its schema's metadata.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    table = pa.table(dict(columns)).replace_schema_metadata({f"personae_{k}": v for k, v in notes.items()})
+    _write(path, lambda p: pq.write_table(table, p, compression="zstd"))
+
+
+def _write(path: Path, write: object) -> None:
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        assert callable(write)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            hint="Free some space or choose another folder with --out; scores are kept and the run resumes.",
+        ) from error
+
+
+def read_run(folder: Path) -> dict[str, object]:
+    """The `run.json` of a run's folder.
+
+    Raises:
+        InputError: If there is none or it cannot be read.
+    """
+    path = folder / "run.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"no readable run.json: {error}", path=str(path), hint="Name the folder of a run.") from error
+    if not isinstance(value, dict) or "settings" not in value:
+        raise InputError("run.json holds no settings", path=str(path))
+    return value
