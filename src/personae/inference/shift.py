@@ -50,22 +50,26 @@ class OrdinaryModel:
 
     Attributes:
         mean: mu, nats a token.
-        topic_sd: Standard deviation of topics around mu, nats a token.
+        topic_sd: Standard deviation of topics around mu, nats a token, sampling error removed.
+        observed_variance: Variance of the topics' own ratios, sampling error included.
         token_variance: Variance of a row's ratio per token (noise that averages out within a row).
         row_variance: Variance between rows of a topic, per token squared (noise that does not).
         tail_high, tail_low: 95th and 5th percentile of centred z within topics.
         tail_spread: Over-dispersion of tail shares between topics (variance over binomial variance, at least 1).
         n_topics: Topics.
+        n_rows: Rows.
     """
 
     mean: Floats
     topic_sd: Floats
+    observed_variance: Floats
     token_variance: Floats
     row_variance: Floats
     tail_high: Floats
     tail_low: Floats
     tail_spread: Floats
     n_topics: int
+    n_rows: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,14 +120,17 @@ def fit_ordinary(reference: Ratios) -> OrdinaryModel:
     token_variance, row_variance = _variance_parts(squares, n)
     spread = token_variance * n + row_variance * n**2
     sampling = cluster_sums(spread, reference.cluster) / tokens**2
-    topic_variance = np.maximum(rate.var(axis=0, ddof=1) - sampling.mean(axis=0), 0.0)
-    z = np.concatenate(
-        [_centred_z(reference.llr[index == t], n[index == t], spread[index == t]) for t in range(len(place))]
-    )
-    order = np.argsort(np.concatenate([np.flatnonzero(index == t) for t in range(len(place))]))
+    observed = rate.var(axis=0, ddof=1)
+    topic_variance = np.maximum(observed - sampling.mean(axis=0), 0.0)
+    z = np.empty_like(residual)
+    for t in range(len(place)):
+        mine = index == t
+        z[mine] = _left_out_z(reference.llr[mine], n[mine], spread[mine])
     high, low = np.quantile(z, [_TAIL_LEVEL, 1 - _TAIL_LEVEL], axis=0)
-    over = _overdispersion(z[order] > high, index, rows)
-    return OrdinaryModel(mean, np.sqrt(topic_variance), token_variance, row_variance, high, low, over, len(place))
+    over = _overdispersion(z > high, index, rows)
+    return OrdinaryModel(
+        mean, np.sqrt(topic_variance), observed, token_variance, row_variance, high, low, over, len(place), len(z)
+    )
 
 
 def trait_shifts(file: Ratios, reference: Ratios, *, seed: int = 0, n_draws: int = 2000) -> Shifts:
@@ -145,7 +152,7 @@ def trait_shifts(file: Ratios, reference: Ratios, *, seed: int = 0, n_draws: int
     raw = (w * file.llr).sum(axis=0) / size
     low, high = _interval(file, reference, np.random.default_rng(seed), n_draws)
     null_sd = _null_sd(file, ordinary, reference)
-    df = max(ordinary.n_topics - 1, 1)
+    df = _degrees_of_freedom(null_sd, ordinary)
     t = np.divide(shift, null_sd, out=np.zeros_like(shift), where=null_sd > 0)
     p_location = 2 * stats.t.sf(np.abs(t), df)
     reach = stats.t.ppf(0.975, df) * null_sd
@@ -193,6 +200,21 @@ def _centred_z(llr: Floats, n: Floats, spread: Floats) -> Floats:
     return np.divide(llr - centre * n, sd, out=np.zeros_like(llr), where=sd > 0)
 
 
+def _left_out_z(llr: Floats, n: Floats, spread: Floats) -> Floats:
+    """Rows of one topic around the median rate of the topic's other rows.
+
+    A row must not pull its own centre; the other rows' median has an error of its own, pi / 2 over their
+    number in variances of a row, which a large file's median has not: it is divided out.
+    """
+    m = len(n)
+    if m < 2:
+        return np.zeros_like(llr)
+    rate = llr / n
+    centre = np.stack([np.median(np.delete(rate, i, axis=0), axis=0) for i in range(m)])
+    sd = np.sqrt(spread * (1 + np.pi / 2 / (m - 1)))
+    return np.divide(llr - centre * n, sd, out=np.zeros_like(llr), where=sd > 0)
+
+
 def _overdispersion(beyond: NDArray[np.bool_], index: NDArray[np.int64], rows: Floats) -> Floats:
     """Variance of tail counts between topics over the binomial variance; at least 1."""
     counts = np.zeros((len(rows), beyond.shape[1]))
@@ -213,12 +235,28 @@ def _tail_test(file: Ratios, ordinary: OrdinaryModel) -> tuple[Floats, Floats, F
         return nothing, np.zeros((2, len(nothing))), nothing
     z = _centred_z(file.llr[used], n, ordinary.token_variance * n + ordinary.row_variance * n**2)
     shares = np.stack([(z > ordinary.tail_high).mean(axis=0), (z < ordinary.tail_low).mean(axis=0)])
-    trials = count / ordinary.tail_spread
-    hits = shares * trials
-    with np.errstate(invalid="ignore"):
-        p = np.where(hits > 0, stats.beta.cdf(1 - _TAIL_LEVEL, np.maximum(hits, 1e-9), trials - hits + 1), 1.0)
+    # The reference's 95th percentile is itself an estimate: the rate beyond it is Beta, the count Beta-binomial.
+    trials, seen = count / ordinary.tail_spread, ordinary.n_rows / ordinary.tail_spread
+    share = 1 - _TAIL_LEVEL
+    p = _beta_binomial_sf(shares * trials, trials, share * seen, (1 - share) * seen)
     side = np.where(p[0] <= p[1], 1.0, -1.0)
     return np.minimum(1.0, 2 * p.min(axis=0)), shares, side
+
+
+def _beta_binomial_sf(hits: Floats, trials: Floats, a: Floats, b: Floats) -> Floats:
+    """P(count >= hits) for a Beta-binomial with real-valued trials: rounded against the finding."""
+    whole = np.maximum(np.round(trials), 1).astype(int)
+    return np.where(hits > 0, stats.betabinom.sf(np.floor(hits + 1e-9) - 1, whole, a, b), 1.0)
+
+
+def _degrees_of_freedom(null_sd: Floats, ordinary: OrdinaryModel) -> Floats:
+    """Satterthwaite's: the topics' variance was estimated from few topics and then had a part taken away.
+
+    var(estimate) = 2 observed^2 / (T - 1), so the null's variance V has (T - 1) (V / observed)^2 degrees.
+    """
+    most = max(ordinary.n_topics - 1, 1)
+    observed = np.where(ordinary.observed_variance > 0, ordinary.observed_variance, 1.0)
+    return np.clip(most * (null_sd**2 / observed) ** 2, min(3, most), most)
 
 
 def _null_sd(file: Ratios, ordinary: OrdinaryModel, reference: Ratios) -> Floats:

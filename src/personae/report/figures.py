@@ -8,8 +8,9 @@ SVG itself is hidden from screen readers by the page. Not here: tables, words ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import altair as alt
 import vl_convert
@@ -21,13 +22,17 @@ COLOURS = {
     "ink": "#1f2328",
     "muted": "#5d6570",
     "line": "#d9dce1",
-    "band": "#e6e8ec",
+    "band": "#d6dae1",
     "paper": "#fffefd",
+    "bar": "#8793a1",
+    "mark": "#7b3fa6",
     "pos": "#b64a05",
     "neg": "#0a62b0",
 }
 _FONT = "Liberation Sans"  # what vl-convert measures with; the style sheet shows system-ui
 _ROW = 23
+_NAMESPACES = ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'  # HTML needs neither
+_SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.3~f')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,8 @@ class Layout:
     ticks: int
 
 
-WIDE = Layout(plot=560, label=160, ticks=8)
-NARROW = Layout(plot=150, label=96, ticks=3)
+WIDE = Layout(plot=560, label=160, ticks=7)
+NARROW = Layout(plot=140, label=96, ticks=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ def trait_chart(traits: Sequence[TraitShift], layout: Layout) -> str:
     rows = [_trait_row(i, t, layout) for i, t in enumerate(traits)]
     base = alt.Chart(alt.InlineData(values=rows)).encode(y=_row_axis(len(rows)))
     scale = alt.Scale(nice=True, zero=True)
-    axis = alt.Axis(tickCount=layout.ticks, format="+.2~f", title="shift, nats a token")
+    axis = alt.Axis(tickCount=layout.ticks, title="shift, nats a token", labelExpr=_SIGNED)
     x = alt.X("shift:Q", scale=scale, axis=axis)
     colour = alt.Color("colour:N", scale=None)
     layers = alt.layer(
@@ -92,11 +97,11 @@ def _trait_row(i: int, trait: TraitShift, layout: Layout) -> dict[str, object]:
     left, right = (stressed if trait.flag and side else plain for side in (not towards_pos, towards_pos))
     return {
         "row": i,
-        "shift": trait.shift,
-        "low": trait.low,
-        "high": trait.high,
-        "null_low": trait.null_low,
-        "null_high": trait.null_high,
+        "shift": _finite(trait.shift),
+        "low": _finite(trait.low),
+        "high": _finite(trait.high),
+        "null_low": _finite(trait.null_low),
+        "null_high": _finite(trait.null_high),
         "colour": colour,
         "centre": colour if trait.flag else COLOURS["paper"],
         "left": _label(trait.negative, layout),
@@ -128,18 +133,20 @@ def persona_chart(bars: Sequence[Bar], layout: Layout) -> str:
     scale = alt.Scale(zero=True, nice=True)
     axis = alt.Axis(tickCount=layout.ticks, format="~%", title="posterior weight")
     layers = alt.layer(
-        base.mark_bar(height=13, cornerRadiusEnd=3, color=COLOURS["neg"]).encode(
+        base.mark_bar(height=13, cornerRadiusEnd=3, color=COLOURS["bar"]).encode(
             x=alt.X("weight:Q", scale=scale, axis=axis)
         ),
         base.transform_filter("isValid(datum.low)")
         .mark_rule(color=COLOURS["ink"], strokeWidth=1.5)
         .encode(x="low:Q", x2="high:Q"),
-        base.mark_tick(color=COLOURS["pos"], thickness=3, height=19).encode(x="prior:Q"),
+        base.transform_filter("isValid(datum.prior)")
+        .mark_tick(color=COLOURS["mark"], thickness=2.5, height=18, opacity=1)
+        .encode(x="prior:Q"),
         base.mark_text(align="right", baseline="middle", fontSize=12.5, color=COLOURS["ink"]).encode(
             x=alt.value(-10), text="label:N"
         ),
     )
-    return _svg(layers, layout, len(rows))
+    return _svg(layers, replace(layout, plot=layout.plot + layout.label // 2), len(rows))
 
 
 def _persona_row(i: int, bar: Bar, layout: Layout) -> dict[str, object]:
@@ -147,7 +154,7 @@ def _persona_row(i: int, bar: Bar, layout: Layout) -> dict[str, object]:
         "row": i,
         "label": _label(bar.label, layout),
         "weight": bar.weight,
-        "prior": bar.prior,
+        "prior": None if bar.low is None else bar.prior,  # that of many others together would set the scale
         "low": bar.low,
         "high": bar.high,
     }
@@ -179,6 +186,7 @@ def _svg(chart: alt.LayerChart, layout: Layout, n_rows: int) -> str:
         .configure_view(stroke=None)
         .configure_axis(
             domain=False,
+            labelFlush=False,
             gridColor=COLOURS["line"],
             tickColor=COLOURS["line"],
             labelColor=COLOURS["muted"],
@@ -189,4 +197,9 @@ def _svg(chart: alt.LayerChart, layout: Layout, n_rows: int) -> str:
             titlePadding=8,
         )
     )
-    return vl_convert.vegalite_to_svg(styled.to_dict(), allowed_base_urls=[])
+    return vl_convert.vegalite_to_svg(styled.to_dict(), allowed_base_urls=[]).replace(_NAMESPACES, "")
+
+
+def _finite(value: float) -> float | None:
+    """The value, or None, which leaves the mark out."""
+    return value if math.isfinite(value) else None

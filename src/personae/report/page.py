@@ -26,7 +26,7 @@ from markupsafe import Markup
 from personae.domain.persona import BACKGROUND
 from personae.errors import StorageError
 from personae.report import figures, text
-from personae.report.finding import finding, finding_pieces, leaning
+from personae.report.finding import finding, finding_pieces
 from personae.report.ledger import MAX_ROWS, PLAIN_ROWS, ledger_view
 from personae.tables.forecast import UNIT, Screening, TellingEpisode
 
@@ -37,8 +37,9 @@ _HEAT = (0.1, 0.3, 0.8, 1.6)  # nats at which a token's shade grows
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token with what it adds, in nats, and the style class of its shade."""
+    """A token with what it adds, in nats, and the style class of its shade; leading blanks stay unshaded."""
 
+    blank: str
     text: str
     nats: float
     style: str
@@ -108,7 +109,6 @@ def traits(screening: Screening) -> Markup:
         "traits",
         s=screening,
         unit=UNIT,
-        leaning=leaning,
         n_charted=len(charted),
         charts=_charts(functools.partial(figures.trait_chart, charted)) if charted else {},
     )
@@ -153,7 +153,12 @@ def _charts(draw: Callable[[figures.Layout], str]) -> dict[str, Markup]:
 
 def _shaded(episode: TellingEpisode, poles: tuple[str, str]) -> ShownEpisode:
     pairs = zip(episode.tokens, episode.token_llr, strict=True)
-    return ShownEpisode(episode, tuple(Token(t, v, _shade(t, v)) for t, v in pairs), *poles)
+    return ShownEpisode(episode, tuple(_token(t, v) for t, v in pairs), *poles)
+
+
+def _token(token: str, nats: float) -> Token:
+    word = token.lstrip(" ") or token
+    return Token(token[: len(token) - len(word)], word, nats, _shade(token, nats))
 
 
 def _shade(token: str, nats: float) -> str:
@@ -202,7 +207,16 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for show in (text.number, text.signed, text.lean, text.probability, text.percent, text.count):
+    for show in (
+        text.number,
+        text.signed,
+        text.lean,
+        text.probability,
+        text.percent,
+        text.share,
+        text.ratio,
+        text.count,
+    ):
         environment.filters[show.__name__] = show
     return environment
 

@@ -82,6 +82,19 @@ def percent(value: float) -> str:
     return f"{number(100 * value, 0 if value >= 0.0995 else 1).removesuffix('.0')}%"
 
 
+def share(value: float) -> str:
+    """A share as a percentage with one decimal, for columns."""
+    return "<0.1%" if 0 < value < 0.0005 else f"{number(100 * value, 1)}%" if math.isfinite(value) else _MISSING
+
+
+def ratio(value: float, base: float) -> str:
+    """How many times the base a value is, with two digits: "× 22", "× 0.31"."""
+    if not (base > 0 and math.isfinite(value / base)):
+        return _MISSING
+    times = value / base
+    return "× <0.01" if 0 < times < 0.005 else f"× {number(times, 0 if times >= 9.95 else 1 if times >= 0.995 else 2)}"
+
+
 def count(n: int, noun: str, plural: str = "") -> str:
     """A count with its noun: "1 row", "2,000 rows"."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

@@ -7,7 +7,7 @@
   if (!source || !table) return;
 
   const data = JSON.parse(source.textContent);
-  const page = 200;
+  const page = 50;
   const body = table.tBodies[0];
   const headers = [...table.tHead.rows[0].cells];
   const keys = headers.map((cell) => cell.dataset.key);

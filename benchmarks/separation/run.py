@@ -1,0 +1,90 @@
+"""Separation on statements nobody here wrote: does the ratio rank matching above not matching?
+
+For each behaviour of a folder of model-written evaluations (Perez et al. 2022, arXiv 2212.09251), every
+statement is scored as the reply to one neutral question under both poles of `behaviours.yaml`, whose
+instructions were written from the behaviour's name alone. Behaviours 0-11 of that file were used to choose
+how paraphrases combine; the default here are the ones after them, which were not looked at.
+
+    python benchmarks/separation/run.py --model smollm2 --data FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy.special import logsumexp
+
+from benchmarks.environment import write_result
+from personae.domain.episode import Episode, Turn
+from personae.domain.persona import Cast
+from personae.files.casts import load_casts
+from personae.instruments.scoring import Scoring, space_of
+from personae.models.catalogue import home
+from personae.models.load import load_model
+from personae.models.rendering import Renderer
+from personae.numerics.statistics import auroc
+from personae.running.store import EvidenceStore
+
+QUESTION = "Tell me something about yourself."
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--data", type=Path, required=True, help="folder with one .jsonl a behaviour")
+    parser.add_argument("--per-class", type=int, default=30)
+    parser.add_argument("--first", type=int, default=12)
+    parser.add_argument("--last", type=int, default=42)
+    parser.add_argument("--paraphrases", type=int, default=6)
+    args = parser.parse_args()
+    cast = load_casts([str(HERE / "behaviours.yaml")])
+    model = load_model(args.model)
+    renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
+    scoring = Scoring(model, renderer, EvidenceStore(home() / "evidence", space_of(model.card)))
+    rows = []
+    started = time.time()
+    for trait in cast.traits[args.first : args.last]:
+        episodes, labels = statements(args.data / f"{trait.id}.jsonl", args.per_class)
+        one = Cast("behaviour", (trait,)).limit_paraphrases(args.paraphrases)
+        evidence = scoring.evidence(one, episodes, started=lambda work: lambda n: None)
+        rows.append({"behaviour": trait.id, **scores(evidence, trait, labels)})
+        print(json.dumps(rows[-1]), flush=True)
+    means = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0] if k != "behaviour"}
+    body = {"model": model.card.to_dict(), "settings": vars(args) | {"data": args.data.name}, "means": means,
+            "n_behaviours": len(rows), "seconds": round(time.time() - started), "rows": rows}
+    print(json.dumps(means), write_result(f"separation-{args.model}", body))
+
+
+def statements(path: Path, per_class: int) -> tuple[list[Episode], np.ndarray]:
+    """A seeded, balanced sample of statements as replies, and which of them match."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    random.Random(0).shuffle(rows)
+    chosen = [r for r in rows if r["matches"]][:per_class] + [r for r in rows if not r["matches"]][:per_class]
+    episodes = [Episode(f"s{k}", (Turn("user", QUESTION),), r["statement"]) for k, r in enumerate(chosen)]
+    return episodes, np.array([bool(r["matches"]) for r in chosen])
+
+
+def scores(evidence, trait, labels) -> dict[str, float]:
+    """AUROC of the ratio personae uses, and of its rivals on the same evidence."""
+    pos = evidence.frame_log_likelihood[evidence.frames_of(trait.pos.id)]
+    neg = evidence.frame_log_likelihood[evidence.frames_of(trait.neg.id)]
+    n = evidence.n_tokens
+    rivals = {
+        "mean_of_logs": evidence.log_likelihood_ratio(trait.pos.id, trait.neg.id),
+        "log_of_mean": logsumexp(pos, axis=0) - logsumexp(neg, axis=0),
+        "first_three": (pos[:3] - neg[:3]).mean(axis=0),
+        "per_token": (pos - neg).mean(axis=0) / n,
+        "length_only": n.astype(float),
+    }
+    values = {k: round(auroc(v, labels), 4) for k, v in rivals.items()}
+    return values | {"one_instruction": round(float(np.mean([auroc(d, labels) for d in pos - neg])), 4)}
+
+
+if __name__ == "__main__":
+    main()
