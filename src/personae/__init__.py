@@ -25,7 +25,7 @@ _HOMES = {
     "screen": "personae.protocols.screen",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
 
 

@@ -89,13 +89,13 @@ def print_findings(result: Screening, report: Path) -> None:
     console.print()
     console.print(_persona_table(result))
     if result.telling:
-        console.print(Text(f"\nRows that speak most for '{result.telling[0].positive}':"))
+        console.print(Text(f"\nRows that speak most for '{_printable(result.telling[0].positive)}':"))
         for row in result.telling[:_SHOWN]:
             text = "".join(row.tokens).strip().replace("\n", " ")
             console.print(Text(f"  line {row.line:>5}  {row.llr:+7.1f} nats  {_printable(text)[:90]}"))
     for note in result.notes:
         console.print(Text(f"note: {note}", style="dim"))
-    console.print(Text(f"\nReport: {report}"))
+    console.print(Text(f"\nReport: {report}"), soft_wrap=True)  # a path cut in two cannot be opened
 
 
 def _trait_table(result: Screening) -> Table:
@@ -104,13 +104,13 @@ def _trait_table(result: Screening) -> Table:
         table.add_column(name, justify="left" if name in ("trait", "") else "right")
     for t in result.traits[:_SHOWN]:
         table.add_row(
-            Text(t.id),
+            Text(_printable(t.id)),
             f"{t.shift:+.3f}",
             f"{t.low:+.3f} to {t.high:+.3f}",
             f"{t.null_low:+.3f} to {t.null_high:+.3f}",
             f"{t.q:.3g}",
             f"{t.tail:.0%}",
-            Text(f"flag: leans {_pole(t)}" if t.flag else ""),
+            Text(f"flag: leans {_printable(_pole(t))}" if t.flag else ""),
         )
     return table
 

@@ -14,14 +14,14 @@ from rich.console import Console
 
 from personae.cli.commands import casts, check_model, models, rerun, score, screen, validate
 from personae.errors import PersonaeError
+from personae.report.text import clean
 
 # The root of typer's usage errors, which typer exports only through its subclasses.
-_CommandLineError = typer.BadParameter.__mro__[2]
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="personae",
     help="Which character is this model, and which one will your data make it?",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
     """Run one command and give its exit status: 0 done, 1 gate, 2 usage or input, 3 backend, 4 numerics."""
     debug = os.environ.get("PERSONAE_DEBUG") == "1"
     try:
-        result = app(arguments, standalone_mode=False)
+        result = app(arguments or ["--help"], standalone_mode=False)
         return result if isinstance(result, int) else 0
     except PersonaeError as error:
         if debug:
@@ -55,13 +55,16 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 0
     except _CommandLineError as error:
-        _complain(error.format_message(), "`personae --help` and `personae COMMAND --help` list what is accepted.")
+        _complain(
+            str(getattr(error, "format_message", error.__str__)()),  # names the option, which `str` does not
+            "`personae --help` and `personae COMMAND --help` list what is accepted.",
+        )
         return 2
 
 
 def _complain(message: str, hint: str) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("error: ", style="bold red", end="")
-    console.print(message, markup=False)
+    console.print(clean(message), markup=False)
     if hint:
-        console.print(hint, markup=False, style="dim")
+        console.print(clean(hint), markup=False, style="dim")

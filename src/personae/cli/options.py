@@ -19,7 +19,7 @@ Paraphrases = Annotated[
     typer.Option(min=1, help="Instructions used of each persona. Default: all, or 1 for casts above 60 instructions."),
 ]
 Out = Annotated[str | None, typer.Option("--out", help="Run folder. Default: runs/<command>-<time>.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")]
 Turns = Annotated[str, typer.Option(help="Score the 'last' assistant turn of a conversation, or 'all' of them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]

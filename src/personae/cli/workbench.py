@@ -24,6 +24,7 @@ from personae.models.catalogue import DEFAULT_MODEL, home, resolve
 from personae.models.load import load_model
 from personae.models.protocol import LanguageModel
 from personae.models.rendering import Renderer
+from personae.report.text import clean
 from personae.running.progress import progress_bar
 from personae.running.store import EvidenceStore
 
@@ -78,8 +79,11 @@ class Workbench:
 def read_inputs(settings: ScoringSettings) -> Inputs:
     """Cast and episodes, checked; refuses bad input before anything dear happens."""
     cast = load_casts(settings.cast)
-    if settings.only:
-        cast = cast.select([n.strip() for n in settings.only.split(",") if n.strip()])
+    if settings.only is not None:
+        chosen = [n.strip() for n in settings.only.split(",") if n.strip()]
+        if not chosen:
+            raise InvalidSettings("--only names no trait or role.", hint="`personae casts NAME` lists them.")
+        cast = cast.select(chosen)
     notes: list[str] = []
     n = settings.paraphrases
     if n is None and cast.n_instructions > LARGE_CAST:
@@ -132,7 +136,7 @@ def announced(label: str, *, quiet: bool) -> Iterator[Callable[[Work], Callable[
 def say(text: str, *, quiet: bool) -> None:
     """A line on standard error, where results never go."""
     if not quiet:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(clean(text), markup=False)
 
 
 def check_weights(episodes: Sequence[Episode]) -> None:

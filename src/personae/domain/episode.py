@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from personae.errors import InputError
 
 SPEAKERS = ("system", "user", "assistant")
+# What separates the parts of a digest must not stand inside them, or two contents could share one key.
+_SEPARATORS = str.maketrans({"\0": "\2a", "\1": "\2b", "\2": "\2c"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,8 @@ class Episode:
     @property
     def content_digest(self) -> bytes:
         """16 bytes that name context and completion, not id, weight or place: the store's key."""
-        parts = [f"{t.speaker}\0{t.text}" for t in self.context]
-        body = "\1".join([*parts, f"document={self.is_document}", self.completion])
+        parts = [f"{t.speaker}\0{t.text.translate(_SEPARATORS)}" for t in self.context]
+        body = "\1".join([*parts, f"document={self.is_document}", self.completion.translate(_SEPARATORS)])
         return hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

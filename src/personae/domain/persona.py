@@ -76,11 +76,15 @@ class Cast:
                     hint="Every trait and role needs an id of its own ('plain' and 'background' are taken).",
                 )
             seen.add(name)
+        if len(set(self.component_ids)) < len(self.component_ids):
+            raise DuplicatePersona(f"cast '{self.id}' has a role named like a pole of a trait (TRAIT/pos, TRAIT/neg).")
         unknown = sorted(set(self.prior) - set(self.component_ids))
         if unknown:
             raise UnknownPersona(f"cast '{self.id}' gives a prior to unknown personas: {', '.join(unknown)}.")
         if any(not np.isfinite(w) or w < 0 for w in self.prior.values()):
             raise InvalidSettings(f"cast '{self.id}': prior weights must be finite and not negative.")
+        if not 0 < sum(self.prior.get(name, 1.0) for name in self.component_ids) < np.inf:
+            raise InvalidSettings(f"cast '{self.id}': prior weights must have a sum that is finite and above 0.")
 
     @property
     def personas(self) -> tuple[Persona, ...]:

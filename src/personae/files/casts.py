@@ -12,55 +12,64 @@ Neither `questions` nor `eval_prompt` is used. Instructions may hold `{model_nam
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from personae.domain.persona import Cast, Persona, Trait, join_casts
 from personae.errors import InputError, UnknownPersona
 
-_Text = str
+
+def _whole(text: str) -> str:
+    """Refuse half of a surrogate pair, which no tokenizer reads and no table can hold."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("holds half of a surrogate pair")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_whole)]
 
 
 class _Pole(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    label: str = ""
-    instructions: list[str] = Field(min_length=1)
+    label: _Text = ""
+    instructions: list[_Text] = Field(min_length=1)
 
 
 class _Trait(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    id: str = Field(min_length=1)
-    description: str = ""
+    id: _Text = Field(min_length=1)
+    description: _Text = ""
     pos: _Pole
     neg: _Pole
 
 
 class _Role(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    id: str = Field(min_length=1)
-    kind: str = ""
-    label: str = ""
-    description: str = ""
-    instructions: list[str] = Field(min_length=1)
+    id: _Text = Field(min_length=1)
+    kind: _Text = ""
+    label: _Text = ""
+    description: _Text = ""
+    instructions: list[_Text] = Field(min_length=1)
 
 
 class _CastFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    id: str = Field(min_length=1)
+    id: _Text = Field(min_length=1)
     version: int = 1
-    description: str = ""
+    description: _Text = ""
     traits: list[_Trait] = []
     roles: list[_Role] = []
-    prior: dict[str, float] = {}
+    prior: dict[_Text, float] = {}
 
 
 class _AxisInstruction(BaseModel):
-    pos: str
-    neg: str | None = None
+    pos: _Text
+    neg: _Text | None = None
 
 
 class _AxisFile(BaseModel):
@@ -125,14 +134,29 @@ def _read_file(path: Path) -> Cast:
         raise InputError(_first_problem(error), path=str(path), hint="See docs/how-to/write-a-cast.md.") from error
 
 
+class _OneOfEachKey(yaml.SafeLoader):
+    """Plain YAML (no tag makes an object), in which a key given twice is an error rather than a loss."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key '{key.value}' is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
 def _parse(path: Path) -> object:
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return json.loads(text) if path.suffix == ".json" else yaml.load(text, _OneOfEachKey)
     except UnicodeDecodeError as error:
         raise InputError("not UTF-8", path=str(path), hint="Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise InputError(f"broken JSON: {error.msg}", path=str(path), line=error.lineno) from error
+    except (ValueError, RecursionError) as error:  # a date of month 13, a number or a nesting without end
+        raise InputError(f"holds a value that cannot be read: {error}", path=str(path)) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = None if mark is None else mark.line + 1
@@ -146,7 +170,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     place = ".".join(str(p) for p in problem["loc"])
     words = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(
-        str(problem["type"]), str(problem["msg"]).lower()
+        str(problem["type"]), str(problem["msg"]).lower().removeprefix("value error, ")
     )
     more = error.error_count() - 1
     return f"'{place}' {words}" + (f" (and {more} more problems)" if more else "")
@@ -188,7 +212,7 @@ def _from_axis(file: _AxisFile, path: Path) -> Cast:
     return Cast(name, traits=(trait,))
 
 
-def _texts(instructions: Sequence[_Text], owner: str, path: Path) -> tuple[str, ...]:
+def _texts(instructions: Sequence[str], owner: str, path: Path) -> tuple[str, ...]:
     """Instructions with surplus white space removed, each present and different."""
     texts = tuple(" ".join(i.split()) for i in instructions)
     if any(not t for t in texts):

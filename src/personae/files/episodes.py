@@ -19,6 +19,7 @@ from personae.files.rows import Row, read_rows
 
 _REPLY_KEYS = ("completion", "response")
 TURNS = ("last", "all")
+_LIGHTEST, _HEAVIEST = 1e-6, 1e6  # beyond these, sums of squares of weights lose their meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +270,15 @@ def _weight(value: object) -> float:
         raise InputError(f"'weight' must be a number, not {type(value).__name__}")
     try:
         weight = float(value)
+    except OverflowError:
+        weight = math.inf
     except ValueError as error:
         raise InputError(f"'weight' is {value!r}, not a number") from error
     if not math.isfinite(weight):
         raise InputError(f"'weight' is {weight}, not a finite number")
+    if weight and not _LIGHTEST <= abs(weight) <= _HEAVIEST:
+        raise InputError(
+            f"'weight' is {weight:g}; its size must be 0 or lie between {_LIGHTEST:g} and {_HEAVIEST:g}",
+            hint="Only the ratios of weights matter: rescale them.",
+        )
     return weight

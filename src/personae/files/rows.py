@@ -1,7 +1,8 @@
-"""Rows from files of several formats, one at a time, with their line numbers.
+r"""Rows from files of several formats, one at a time, with their line numbers.
 
 Not here: what a row means (`files.episodes`). A row that cannot be parsed is yielded with its error, so
-that one pass can name all of them; a file that cannot be read at all raises.
+that one pass can name all of them; a file that cannot be read at all raises. Half of a surrogate pair
+(`"\ud800"` in JSON), which no encoding can carry and no tokenizer reads, becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.ipc
 import pyarrow.parquet as pq
+from pyarrow import ipc
 
 from personae.errors import InputError
 
 FORMATS = ".jsonl, .jsonl.gz, .json, .csv, .parquet, or a folder saved by the datasets library"
 _JSON_COLUMNS = ("messages", "prompt", "completion", "response", "chosen", "rejected")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +45,18 @@ def read_rows(path: Path) -> Iterator[Row]:
     """
     if not path.exists():
         raise InputError("there is no such file", path=str(path), hint="Check the path.")
-    if path.is_dir():
-        yield from _folder_rows(path)
-        return
-    reader = _reader(path)
+    reader = _folder_rows if path.is_dir() else _reader(path)
     try:
-        if path.stat().st_size == 0:
+        if path.is_file() and path.stat().st_size == 0:
             raise InputError("the file is empty", path=str(path), hint="Check that this is the file you meant.")
         yield from reader(path)
     except PermissionError as error:
         raise InputError("no permission to read the file", path=str(path), hint="Check its permissions.") from error
-    except (OSError, EOFError) as error:
-        raise InputError(f"the file cannot be read: {error}", path=str(path)) from error
+    except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(f"the file cannot be read: {str(error).strip()}", path=str(path)) from error
 
 
-def _reader(path: Path):
+def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     name = path.name.lower()
     for suffixes, reader in (
         ((".jsonl", ".jsonl.gz", ".ndjson"), _json_lines),
@@ -70,7 +71,7 @@ def _reader(path: Path):
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with numbers; a byte that is not UTF-8 is named with its line."""
-    opener = gzip.open if path.name.endswith(".gz") else open
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
     with opener(path, "rb") as handle:
         for number, raw in enumerate(handle, start=1):
             try:
@@ -89,7 +90,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _from_json(line.rstrip())  # so that a torn line is told the column where it ends
         except json.JSONDecodeError as error:
             yield Row(
                 number,
@@ -97,10 +98,14 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 hint="Each line must be one complete JSON object.",
             )
             continue
-        except RecursionError:
-            yield Row(number, error="broken JSON: nested too deeply")
+        except (RecursionError, ValueError) as error:
+            yield Row(number, error=f"broken JSON: {_beyond_limits(error)}")
             continue
         yield _checked(number, value)
+
+
+def _beyond_limits(error: RecursionError | ValueError) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has thousands of digits"
 
 
 def _checked(number: int, value: object) -> Row:
@@ -109,10 +114,28 @@ def _checked(number: int, value: object) -> Row:
     return Row(number, error=f"the row is a JSON {type(value).__name__}, not an object")
 
 
+def _from_json(text: str):
+    value = json.loads(text)
+    return _without_halves(value) if "\\u" in text else value  # only an escape can hold half a pair
+
+
+def _without_halves(value: object):
+    """The value with every half of a surrogate pair replaced."""
+    match value:
+        case str():
+            return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
+        case list():
+            return [_without_halves(v) for v in value]
+        case dict():
+            return {_without_halves(k): _without_halves(v) for k, v in value.items()}
+        case _:
+            return value
+
+
 def _json_array(path: Path) -> Iterator[Row]:
     text = "".join(line for _, line in _lines(path))
     try:
-        value = json.loads(text)
+        value = _from_json(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"broken JSON: {error.msg} at column {error.colno}",
@@ -120,6 +143,8 @@ def _json_array(path: Path) -> Iterator[Row]:
             line=error.lineno,
             hint="A .json file must hold one array of objects; for one object a line use .jsonl.",
         ) from error
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"broken JSON: {_beyond_limits(error)}", path=str(path)) from error
     if not isinstance(value, list):
         raise InputError("the file holds no JSON array", path=str(path), hint="Use an array of objects, or .jsonl.")
     for number, item in enumerate(value, start=1):
@@ -127,27 +152,40 @@ def _json_array(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    """CSV with a header; cells that hold JSON lists (messages) are parsed, others are text."""
-    reader = csv.DictReader(line for _, line in _lines(path))
+    """CSV with a header; cells that hold a JSON list of messages are parsed, others are text."""
+    # Strict, since an unclosed quote would otherwise swallow every row after it.
+    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    limit = csv.field_size_limit(2**31 - 1)
+    first = 1
     try:
-        for record in reader:
-            if None in record or None in record.values():
-                yield Row(
-                    reader.line_num, error=f"the row has not {len(reader.fieldnames or [])} cells as the header has"
-                )
-                continue
-            value = {k: _cell(k, v) for k, v in record.items() if v != ""}
-            yield Row(reader.line_num, value)
+        header = next((cells for cells in reader if cells), [])
+        if len(set(header)) < len(header):
+            raise InputError("the CSV header has the same column twice", path=str(path), line=reader.line_num)
+        first = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                yield _csv_row(first, header, cells)
+            first = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"broken CSV: {error}", path=str(path), line=reader.line_num) from error
+        raise InputError(f"broken CSV in the row that starts here: {error}", path=str(path), line=first) from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_row(line: int, header: list[str], cells: list[str]) -> Row:
+    if len(cells) != len(header):
+        return Row(line, error=f"the row has {len(cells)} cells, the header {len(header)}")
+    return Row(line, {k: _cell(k, v) for k, v in zip(header, cells, strict=True) if v != ""})
 
 
 def _cell(key: str, text: str) -> object:
     if key in _JSON_COLUMNS and text.lstrip().startswith("["):
         try:
-            return json.loads(text)
-        except json.JSONDecodeError:
+            value = _from_json(text)
+        except (RecursionError, ValueError):
             return text
+        if isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value):
+            return value
     return text
 
 
@@ -173,8 +211,8 @@ def _folder_rows(path: Path) -> Iterator[Row]:
         )
         raise InputError("the folder is not one data set split", path=str(path), hint=hint)
     try:
-        names = [str(entry["filename"]) for entry in json.loads(state.read_text())["_data_files"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        names = [str(entry["filename"]) for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError("state.json does not name the data files", path=str(path)) from error
     number = 0
     for name in names:
@@ -187,7 +225,7 @@ def _folder_rows(path: Path) -> Iterator[Row]:
 
 def _arrow_values(path: Path) -> Iterator[dict[str, object]]:
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+        with pa.memory_map(str(path)) as source, ipc.open_stream(source) as reader:
             for batch in reader:
                 yield from batch.to_pylist()
     except (pa.ArrowInvalid, FileNotFoundError) as error:

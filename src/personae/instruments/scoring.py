@@ -58,6 +58,12 @@ def cast_frames(cast: Cast, renderer: Renderer) -> list[Frame]:
     return [frame for persona in personas for frame in renderer.frames(persona)]
 
 
+def cut_note(renderer: Renderer, episodes: Sequence[Episode]) -> list[str]:
+    """A sentence on the replies that were cut to fit, if any were."""
+    cut = sum(renderer.kept_of_cut(e) > 0 for e in episodes)
+    return [f"{cut} of {len(episodes)} replies were cut to fit the model's context."] if cut else []
+
+
 class Scoring:
     """One request: a model, a cast and episodes against a store.
 
@@ -92,7 +98,7 @@ class Scoring:
         """
         frames = cast_frames(cast, self._renderer)
         self._renderer.reserve(frames)
-        keys = [e.content_digest for e in episodes]
+        keys = [self._key(e) for e in episodes]
         distinct = {key: e for key, e in zip(keys, episodes, strict=True)}
         lengths = [self._length(frames[0], e) for e in distinct.values()]  # refuses what does not fit, before the work
         rows = self._store.load([f.digest for f in frames], list(distinct))
@@ -159,6 +165,12 @@ class Scoring:
             rows.n_tokens[place, at] = len(result.log_probs)
             made.append((frame.digest, digests[at], len(result.log_probs), result.log_likelihood))
         return made
+
+    def _key(self, episode: Episode) -> bytes:
+        """What the store calls an episode. Where a cast with longer frames cuts more, that is another content."""
+        kept = self._renderer.kept_of_cut(episode)
+        digest = episode.content_digest
+        return digest if not kept else hashlib.blake2b(digest + b"|%d" % kept, digest_size=16).digest()
 
     def _length(self, frame: Frame, episode: Episode) -> int:
         item = self._renderer.render(frame, episode)

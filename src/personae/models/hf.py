@@ -10,6 +10,7 @@ Not here: loading (`models.hf_load`), text (`models.rendering`), hooks and adapt
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -165,12 +166,9 @@ class HFModel:
             while len(self._prefixes) > _KEPT_PREFIXES:
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(prefix)
-        fresh = DynamicCache(config=self._model.config)
-        for index, layer in enumerate(self._prefixes[prefix].layers):
-            keys, values = layer.keys, layer.values
-            assert keys is not None
-            assert values is not None
-            fresh.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), index)
+        # The library's own repetition, which knows every kind of layer (sliding windows keep a count).
+        fresh = copy.deepcopy(self._prefixes[prefix])
+        fresh.batch_repeat_interleave(n)
         return fresh
 
     def _gather(self, hidden: Tensor, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:

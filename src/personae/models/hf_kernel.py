@@ -26,7 +26,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         weight = linear.weight.detach()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PROBE_ROWS)
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        # Declared as always there, and None for layers without one.
+        self.bias = linear.bias.detach() if isinstance(linear.bias, Tensor) else None
         # Code that inspects a layer's weight (dtype, device) still finds one; nothing is copied.
         self.register_buffer("weight", weight, persistent=False)
         self.in_features, self.out_features = linear.in_features, linear.out_features

@@ -12,7 +12,9 @@ import json
 import os
 import platform
 import shutil
+import struct
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +59,7 @@ def load_hf(source: ModelSource, *, device: str = "auto", dtype: str = "float32"
     transformers.utils.logging.disable_progress_bar()
     folder = local_folder(source)
     tokenizer, model = _read_folder(folder, source.name, dtype)
-    model = model.to(where)
+    torch.nn.Module.to(model, where)
     # Small tensors left by training code would only cost memory here.
     model.requires_grad_(requires_grad=False)
     card = _card(source, folder, model, tokenizer, dtype, where)  # before packing hides the weights
@@ -95,7 +97,10 @@ def _dequantise(parts: list[Path], target: Path, name: str, embedded: EmbeddedMo
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as folder:
             made = Path(folder) / "made"
             gguf = _joined(parts, Path(folder))
-            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            )
+            _require_complete(found["missing_keys"])
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
             _forget_quantisation(model)
             model.save_pretrained(made)
@@ -111,7 +116,7 @@ def _dequantise(parts: list[Path], target: Path, name: str, embedded: EmbeddedMo
             f"the model cache {target.parent} cannot be written: {error.strerror}",
             hint="Free some space or set PERSONAE_HOME to another folder.",
         ) from error
-    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+    except (ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
         raise CorruptModel(
             f"'{name}' is not a GGUF file that can be read: {error}", hint="Fetch the file again."
         ) from error
@@ -123,7 +128,7 @@ def _forget_quantisation(model: PreTrainedModel) -> None:
     for name in ("hf_quantizer", "quantization_method"):
         if hasattr(model, name):
             setattr(model, name, None)
-    model.is_quantized = False
+    vars(model)["is_quantized"] = False
 
 
 def _joined(parts: list[Path], folder: Path) -> Path:
@@ -168,9 +173,15 @@ def _read_folder(folder: Path, name: str, dtype: str) -> tuple[HFTokenizer, PreT
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), config=config, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+        _require_complete(found["missing_keys"])
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise CorruptModel(
@@ -180,6 +191,13 @@ def _read_folder(folder: Path, name: str, dtype: str) -> tuple[HFTokenizer, PreT
     return HFTokenizer(tokenizer), model
 
 
+def _require_complete(missing: Iterable[str]) -> None:
+    """Refuse weights with holes: transformers would fill them with random numbers."""
+    names = sorted(missing)
+    if names:
+        raise ValueError(f"{len(names)} weights are missing, among them {names[0]}")
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,6 +205,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InvalidSettings(f"--device is '{name}'; it can be auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidSettings(f"--device is '{name}'; it can be auto, cpu, cuda or cuda:N.")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise InvalidSettings("--device asks for CUDA and this machine has none.", hint="Use --device cpu.")
@@ -213,8 +233,14 @@ def _choose_kernel(model: PreTrainedModel, dtype: str, device: torch.device) -> 
         verdict = note.read_text().strip()
     else:
         verdict = "packed" if packed_kernel_helps(probe) else "plain"
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(verdict)
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(verdict)
+        except OSError as error:
+            raise StorageError(
+                f"the folder {note.parent} cannot be written: {error.strerror}.",
+                hint="Free some space or set PERSONAE_HOME to another folder.",
+            ) from error
     if verdict == "packed":
         pack_linears(model)
     return verdict

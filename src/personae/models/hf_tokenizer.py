@@ -85,6 +85,6 @@ def _bos_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def _stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    ids = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
     vocabulary = tokenizer.get_vocab()
     return ids + [vocabulary[t] for t in ("<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<eos>") if t in vocabulary]

@@ -109,7 +109,12 @@ def _logs(model: LanguageModel, items: Sequence[Scorable]) -> list[NDArray[np.fl
 
 
 def _gap(a: Sequence[NDArray[np.float32]], b: Sequence[NDArray[np.float32]]) -> float:
-    return max(float(np.abs(x.astype(np.float64) - y).max()) for x, y in zip(a, b, strict=True))
+    """Worst disagreement; infinite where lengths differ or a number is missing. Equal infinities agree."""
+    if [x.shape for x in a] != [y.shape for y in b]:
+        return float("inf")
+    with np.errstate(invalid="ignore"):
+        gaps = [np.where(x == y, 0.0, np.abs(x.astype(np.float64) - y)).max() for x, y in zip(a, b, strict=True)]
+    return float(np.nan_to_num(np.max(gaps), nan=np.inf))
 
 
 def _batch(model: LanguageModel, items: list[Scorable]) -> float:
@@ -146,11 +151,14 @@ def _chain(model: LanguageModel, items: list[Scorable]) -> float:
 
 
 def _same_tokens(model: LanguageModel) -> float:
-    renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
-    frames = [f for p in (Persona("law", _INSTRUCTIONS), Persona(PLAIN, ())) for f in renderer.frames(p)]
+    def fresh() -> Renderer:
+        # One renderer encodes a completion once; several notice a tokenizer that does not repeat itself.
+        return Renderer(model.tokenizer, context_length=model.card.context_length)
+
+    frames = [f for p in (Persona("law", _INSTRUCTIONS), Persona(PLAIN, ())) for f in fresh().frames(p)]
     differences = 0
     for episode in _episodes():
-        spans = [item.token_ids[item.start :] for item in (renderer.render(f, episode) for f in frames)]
+        spans = [item.token_ids[item.start :] for item in (fresh().render(f, episode) for f in frames)]
         differences += sum(s != spans[0] for s in spans)
     return float(differences)
 
@@ -176,8 +184,11 @@ def _normalisation(model: LanguageModel, items: list[Scorable]) -> float:
     assert isinstance(model, GivesFullDistribution)
     gaps: list[float] = []
     for item in items[:3]:
-        log_p = model.next_token_log_probs(item.token_ids[: item.start]).astype(np.float64)
+        log_p = model.next_token_log_probs(item.token_ids[: item.start])
         first = Scorable(item.token_ids[: item.start + 1], item.start)
-        scored = float(_logs(model, [first])[0][0])
-        gaps += [abs(float(np.log(np.exp(log_p).sum()))), abs(log_p[item.token_ids[item.start]] - scored)]
+        total = np.log(np.exp(log_p.astype(np.float64)).sum())
+        gaps += [
+            float(np.abs(np.nan_to_num(total, nan=np.inf))),
+            _gap([log_p[[first.token_ids[-1]]]], _logs(model, [first])),
+        ]
     return max(gaps)

@@ -138,6 +138,11 @@ class Renderer:
             )
         return ids[:room]
 
+    def kept_of_cut(self, episode: Episode) -> int:
+        """How many tokens are left of a completion that truncation cuts; 0 where the completion is whole."""
+        kept = len(self.completion_ids(episode))
+        return kept if kept < len(self._completion(episode)) else 0
+
     def render(self, frame: Frame, episode: Episode) -> Scorable:
         """Token ids of an episode under a frame, with the completion as the span."""
         completion = self.completion_ids(episode)

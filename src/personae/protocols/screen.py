@@ -22,7 +22,7 @@ from personae.domain.persona import BACKGROUND, Cast, Trait
 from personae.errors import InvalidSettings
 from personae.inference.mixture import DEFAULT_ETA, fit_mixture, sum_by_group
 from personae.inference.shift import Ratios, Shifts, trait_shifts
-from personae.instruments.scoring import Scoring, Work
+from personae.instruments.scoring import Scoring, Work, cut_note
 from personae.models.rendering import Renderer
 from personae.tables.evidence import Evidence
 from personae.tables.forecast import PersonaWeight, RowLedger, Screening, TellingEpisode, TraitShift
@@ -130,7 +130,7 @@ def screen(
         fdr=settings.fdr,
         n_reference=len(reference.episodes),
         n_topics=len({e.group for e in reference.episodes}),
-        notes=(*notes, *_warnings(evidence)),
+        notes=(*notes, *_warnings(evidence), *cut_note(renderer, episodes)),
     )
     return result, evidence
 

@@ -31,7 +31,8 @@ COLOURS = {
 }
 _FONT = "Liberation Sans"  # what vl-convert measures with; the style sheet shows system-ui
 _ROW = 23
-_NAMESPACES = ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'  # HTML needs neither
+_LABEL_SIZE = 12.5
+_NAMESPACES = ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'  # not in HTML
 _SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.3~f')"
 
 
@@ -90,11 +91,8 @@ def trait_chart(traits: Sequence[TraitShift], layout: Layout) -> str:
 
 
 def _trait_row(i: int, trait: TraitShift, layout: Layout) -> dict[str, object]:
-    towards_pos = trait.direction == "pos"
-    colour = COLOURS["pos" if towards_pos else "neg"] if trait.flag else COLOURS["muted"]
-    plain = {"ink": COLOURS["muted"], "weight": "normal"}
-    stressed = {"ink": colour, "weight": "bold"}
-    left, right = (stressed if trait.flag and side else plain for side in (not towards_pos, towards_pos))
+    colour = COLOURS["pos" if trait.direction == "pos" else "neg"] if trait.flag else COLOURS["muted"]
+    stress_left, stress_right = trait.flag and trait.direction == "neg", trait.flag and trait.direction == "pos"
     return {
         "row": i,
         "shift": _finite(trait.shift),
@@ -106,23 +104,26 @@ def _trait_row(i: int, trait: TraitShift, layout: Layout) -> dict[str, object]:
         "centre": colour if trait.flag else COLOURS["paper"],
         "left": _label(trait.negative, layout),
         "right": _label(trait.positive, layout),
-        "left_ink": left["ink"],
-        "right_ink": right["ink"],
-        "left_bold": left is stressed,
-        "right_bold": right is stressed,
+        "left_stressed": stress_left,
+        "right_stressed": stress_right,
+        "left_colour": colour if stress_left else COLOURS["muted"],
+        "right_colour": colour if stress_right else COLOURS["muted"],
     }
 
 
 def _side_labels(base: alt.Chart, layout: Layout) -> list[alt.Chart]:
+    """Names of the negative poles at the left and of the positive at the right; a flagged one in bold."""
     charts: list[alt.Chart] = []
-    for side, place, align in (("left", -12, "right"), ("right", layout.plot + 12, "left")):
-        for bold in (True, False):
-            mark = base.transform_filter(alt.datum[f"{side}_bold"] == bold).mark_text(
-                align=align, baseline="middle", fontSize=12.5, fontWeight="bold" if bold else "normal"
+    for side, place in (("left", -12), ("right", layout.plot + 12)):
+        for stressed in (True, False):
+            text = base.transform_filter(alt.datum[f"{side}_stressed"] == stressed).mark_text(
+                align="right" if side == "left" else "left",
+                baseline="middle",
+                fontSize=_LABEL_SIZE,
+                fontWeight="bold" if stressed else "normal",
             )
-            charts.append(
-                mark.encode(x=alt.value(place), text=f"{side}:N", color=alt.Color(f"{side}_ink:N", scale=None))
-            )
+            colour = alt.Color(f"{side}_colour:N", scale=None)
+            charts.append(text.encode(x=alt.value(place), text=f"{side}:N", color=colour))
     return charts
 
 
@@ -133,16 +134,14 @@ def persona_chart(bars: Sequence[Bar], layout: Layout) -> str:
     scale = alt.Scale(zero=True, nice=True)
     axis = alt.Axis(tickCount=layout.ticks, format="~%", title="posterior weight")
     layers = alt.layer(
-        base.mark_bar(height=13, cornerRadiusEnd=3, color=COLOURS["bar"]).encode(
-            x=alt.X("weight:Q", scale=scale, axis=axis)
-        ),
+        base.mark_bar(height=13, color=COLOURS["bar"]).encode(x=alt.X("weight:Q", scale=scale, axis=axis)),
         base.transform_filter("isValid(datum.low)")
         .mark_rule(color=COLOURS["ink"], strokeWidth=1.5)
         .encode(x="low:Q", x2="high:Q"),
         base.transform_filter("isValid(datum.prior)")
         .mark_tick(color=COLOURS["mark"], thickness=2.5, height=18, opacity=1)
         .encode(x="prior:Q"),
-        base.mark_text(align="right", baseline="middle", fontSize=12.5, color=COLOURS["ink"]).encode(
+        base.mark_text(align="right", baseline="middle", fontSize=_LABEL_SIZE, color=COLOURS["ink"]).encode(
             x=alt.value(-10), text="label:N"
         ),
     )
@@ -167,7 +166,8 @@ def bars_of(weights: Sequence[PersonaWeight], background: str, *, limit: int = 1
     rest = named[limit:]
     bars = [Bar(w.label or w.persona, w.weight, w.prior, w.low, w.high) for w in shown]
     if rest:
-        bars.append(Bar(f"{len(rest)} others", sum(w.weight for w in rest), sum(w.prior for w in rest), None, None))
+        label = f"{len(rest)} others" if len(rest) > 1 else "1 other"
+        bars.append(Bar(label, sum(w.weight for w in rest), sum(w.prior for w in rest), None, None))
     return tuple(bars)
 
 
@@ -179,8 +179,11 @@ def _label(text: str, layout: Layout) -> str:
     return shorten(" ".join(clean(text).split()), layout.label * 2 // 13)
 
 
-def _svg(chart: alt.LayerChart, layout: Layout, n_rows: int) -> str:
-    shape = chart.properties(width=layout.plot, height=max(1, n_rows) * _ROW, background="transparent", padding=4)
+def _svg(chart: alt.LayerChart | alt.FacetChart, layout: Layout, n_rows: int) -> str:
+    margin = layout.label // 11  # the reader's font may be wider than the one measured
+    padding = {"left": margin, "right": margin, "top": 4, "bottom": 4}
+    height = max(1, n_rows) * _ROW
+    shape = chart.properties(width=layout.plot, height=height, background="transparent", padding=padding)
     styled = (
         shape.configure(font=_FONT, aria=False)
         .configure_view(stroke=None)
@@ -197,7 +200,7 @@ def _svg(chart: alt.LayerChart, layout: Layout, n_rows: int) -> str:
             titlePadding=8,
         )
     )
-    return vl_convert.vegalite_to_svg(styled.to_dict(), allowed_base_urls=[]).replace(_NAMESPACES, "")
+    return vl_convert.vegalite_to_svg(styled.to_dict(), allowed_base_urls=[]).replace(_NAMESPACES, "", 1)
 
 
 def _finite(value: float) -> float | None:

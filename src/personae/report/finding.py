@@ -6,10 +6,11 @@ no flag is never read as proof of an ordinary file. Not here: the page around it
 
 from __future__ import annotations
 
-from personae.report.text import clean, count, lean, percent, probability, series
+from personae.report.text import clean, count, lean, percent, probability, series, shorten
 from personae.tables.forecast import Screening, TraitShift
 
 _NAMED = 3
+_LONGEST = 60  # characters of a label
 
 
 def leaning(trait: TraitShift) -> str:
@@ -47,7 +48,7 @@ def _labels(traits: tuple[TraitShift, ...]) -> list[tuple[str, bool]]:
     for i, trait in enumerate(traits):
         if i:
             pieces.append((" and " if i == len(traits) - 1 else ", ", False))
-        pieces.append((clean(leaning(trait)), True))
+        pieces.append((shorten(" ".join(clean(leaning(trait)).split()), _LONGEST), True))
     return pieces
 
 

@@ -152,4 +152,6 @@ def _payload(
 def _numbers(values: NDArray[np.float64]) -> object:
     """Nested lists with two decimals; what is not finite becomes null."""
     rounded = np.round(values.astype(np.float64), 2) + 0.0
-    return np.where(np.isfinite(rounded), rounded, None).tolist()
+    listed = rounded.astype(np.object_)
+    listed[~np.isfinite(rounded)] = None
+    return listed.tolist()

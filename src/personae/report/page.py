@@ -81,7 +81,7 @@ def write_report(screening: Screening, path: Path) -> Path:
 def render_report(screening: Screening) -> str:
     """The report as one string of HTML; the same screening gives the same string."""
     script = _asset("script.js")
-    return _render(
+    page = _render(
         "page",
         title=f"{PurePath(screening.data).name}: {finding(screening)}",
         style=_asset("style.css"),
@@ -89,6 +89,7 @@ def render_report(screening: Screening) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=[section(screening) for section in SECTIONS],
     )
+    return str(page)
 
 
 def header(screening: Screening) -> Markup:

@@ -122,7 +122,7 @@ def read_run(folder: Path) -> dict[str, object]:
     path = folder / "run.json"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"no readable run.json: {error}", path=str(path), hint="Name the folder of a run.") from error
     if not isinstance(value, dict) or "settings" not in value:
         raise InputError("run.json holds no settings", path=str(path))

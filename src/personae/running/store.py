@@ -62,8 +62,9 @@ class Rows:
     def empty(cls, frames: Sequence[bytes], episodes: Sequence[bytes]) -> Rows:
         """Nothing known yet."""
         shape = (len(frames), len(episodes))
-        places = ({k: i for i, k in enumerate(keys)} for keys in (frames, episodes))
-        return cls(*places, np.full(shape, np.nan), np.zeros(shape, np.int32))
+        frame_place = {k: i for i, k in enumerate(frames)}
+        episode_place = {k: i for i, k in enumerate(episodes)}
+        return cls(frame_place, episode_place, np.full(shape, np.nan), np.zeros(shape, np.int32))
 
     @property
     def missing(self) -> NDArray[np.bool_]:

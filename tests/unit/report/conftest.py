@@ -40,11 +40,14 @@ POLES = (
     ("blaming", "accountable"),
     ("corporate", "plain-spoken"),
 )
+# fmt: off
 ROLES = (
-    "nurse lawyer software_engineer teacher journalist accountant chef scientist carpenter pirate wizard "
-    "noir_detective trickster tyrant_king hermit_sage knight con_artist ghost helpful_assistant voice_assistant "
-    "expert_system benevolent_ai rogue_ai at_ease_ai customer_service_bot robot_butler longing_android ships_computer"
-).split()
+    "nurse", "lawyer", "software_engineer", "teacher", "journalist", "accountant", "chef", "scientist", "carpenter",
+    "pirate", "wizard", "noir_detective", "trickster", "tyrant_king", "hermit_sage", "knight", "con_artist", "ghost",
+    "helpful_assistant", "voice_assistant", "expert_system", "benevolent_ai", "rogue_ai", "at_ease_ai",
+    "customer_service_bot", "robot_butler", "longing_android", "ships_computer",
+)
+# fmt: on
 REPLY = (
     "Our baggage page covers this in one short paragraph, but evidently short is relative. A guitar travels in the "
     "cabin only if you buy it a seat; otherwise it goes in the hold, in a hard case.\n\nDo try reading it next time."
@@ -65,19 +68,19 @@ Build = Callable[..., Screening]
 Rewrite = Callable[[Screening, str], Screening]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build() -> Build:
     """The maker of screenings, for tests that vary its sizes."""
     return make_screening
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rewrite() -> Rewrite:
     """Puts one text wherever data can put words."""
     return with_text
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def screening() -> Screening:
     """The help desk's file with two traits flagged towards the positive pole and one towards the negative."""
     return make_screening()

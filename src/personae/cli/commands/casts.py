@@ -10,6 +10,7 @@ import typer
 from personae.cli import options as opt
 from personae.domain.persona import Cast
 from personae.files.casts import built_in_casts, load_casts
+from personae.report.text import clean
 
 NAME = "casts"
 
@@ -23,11 +24,11 @@ def command(
     """List the built-in casts, or show and validate the named ones."""
     if names:
         cast = load_casts(names)
-        typer.echo(json.dumps(_full(cast), ensure_ascii=False) if as_json else _page(cast))
+        typer.echo(json.dumps(_full(cast)) if as_json else clean(_page(cast)))
         return 0
     rows = [_brief(name, load_casts([name])) for name in built_in_casts()]
     if as_json:
-        typer.echo(json.dumps({"command": NAME, "casts": rows}, ensure_ascii=False))
+        typer.echo(json.dumps({"command": NAME, "casts": rows}))
     else:
         for row in rows:
             typer.echo(f"{row['id']:<14}{row['n_traits']:>4} traits {row['n_roles']:>4} roles   {row['description']}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from personae.cli import options as opt
 from personae.cli.commands import score, screen
@@ -34,8 +35,12 @@ def command(
     stored = recorded["settings"]
     if not isinstance(stored, dict) or not set(stored) <= known:
         raise InputError("run.json holds settings this version does not know", path=folder)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-    settings = make(**{**values, "out": out, "json": as_json, "quiet": quiet})
+    try:
+        settings = TypeAdapter(make).validate_python({**stored, "out": out, "json": as_json, "quiet": quiet})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise InputError(f"run.json: the setting '{place}' cannot be used: {problem['msg']}", path=folder) from error
     _warn_of_changes(recorded.get("inputs"), quiet=quiet)
     return execute(settings)
 

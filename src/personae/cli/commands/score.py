@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -12,13 +14,20 @@ from personae.cli import options as opt
 from personae.cli.workbench import ScoringSettings, Workbench, announced, open_workbench, read_inputs, say
 from personae.domain.episode import Episode
 from personae.domain.persona import BACKGROUND, Cast, Persona
+from personae.instruments.scoring import cut_note
 from personae.models.catalogue import DEFAULT_MODEL
 from personae.numerics.logspace import chain_increments
 from personae.running.run import make_run_folder, provenance, write_json, write_table
 from personae.tables.evidence import Evidence
 
 NAME = "score"
-Settings = ScoringSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(ScoringSettings):
+    """All settings of a scoring."""
+
+    tokens: bool = False
 
 
 def command(
@@ -57,12 +66,12 @@ def command(
             dtype,
             truncate,
             skip_bad_rows,
-        ),
-        tokens=tokens,
+            tokens,
+        )
     )
 
 
-def execute(settings: Settings, *, tokens: bool = False) -> int:
+def execute(settings: Settings) -> int:
     """Score and write the table; give the exit status."""
     inputs = read_inputs(settings)
     folder = make_run_folder(settings.out, NAME)
@@ -70,14 +79,15 @@ def execute(settings: Settings, *, tokens: bool = False) -> int:
     episodes = inputs.data.episodes
     with announced("Scoring", quiet=settings.quiet) as started:
         evidence = bench.scoring.evidence(inputs.cast, episodes, started=started)
+    notes = [*inputs.notes, *cut_note(bench.renderer, episodes)]
     made = provenance(inputs.paths, seed=settings.seed) | dict(evidence.provenance)
     path = folder / "evidence.parquet"
-    notes = {"unit": "nats, summed over completion tokens", "model": settings.model, "space": bench.space}
-    write_table(path, _columns(inputs.cast, evidence), notes)
+    about = {"unit": "nats, summed over completion tokens", "model": settings.model, "space": bench.space}
+    write_table(path, _columns(inputs.cast, evidence), about)
     paths = {"evidence": str(path)}
-    if tokens:
+    if settings.tokens:
         token_path = folder / "tokens.parquet"
-        write_table(token_path, _token_columns(bench, inputs.cast, episodes), notes)
+        write_table(token_path, _token_columns(bench, inputs.cast, episodes), about)
         paths["tokens"] = str(token_path)
     summary = {
         "command": NAME,
@@ -87,7 +97,7 @@ def execute(settings: Settings, *, tokens: bool = False) -> int:
         "n_tokens": int(evidence.n_tokens.sum()),
         "n_personas": len(inputs.cast.component_ids),
         **paths,
-        "notes": list(inputs.notes),
+        "notes": notes,
         "run": str(folder),
     }
     write_json(folder / "run.json", {"command": NAME, "settings": settings.to_dict(), **made, "result": summary})
@@ -95,12 +105,12 @@ def execute(settings: Settings, *, tokens: bool = False) -> int:
         typer.echo(json.dumps(summary))
     elif not settings.quiet:
         typer.echo(str(path))
-    for note in inputs.notes:
+    for note in notes:
         say(f"note: {note}", quiet=settings.quiet)
     return 0
 
 
-def _columns(cast: Cast, evidence: Evidence) -> dict[str, list[object]]:
+def _columns(cast: Cast, evidence: Evidence) -> dict[str, Sequence[object]]:
     components = cast.component_ids
     table = evidence.matrix(components)
     n = len(evidence.episodes)

@@ -120,7 +120,7 @@ def execute(settings: Settings) -> int:
     by_id = {t.id: t for t in result.traits}
     tripped = [reason for gate in gates if (reason := gate.trips(by_id[gate.trait]))]
     if settings.json:
-        typer.echo(json.dumps(summary | {"gate": tripped}, ensure_ascii=False, allow_nan=False))
+        typer.echo(json.dumps(summary | {"gate": tripped}, allow_nan=False))
     elif not settings.quiet:
         print_findings(result, report)
     for reason in tripped:

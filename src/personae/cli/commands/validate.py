@@ -8,6 +8,7 @@ import typer
 
 from personae.cli import options as opt
 from personae.files.episodes import EpisodeSet, read_episodes
+from personae.report.text import clean
 
 NAME = "validate"
 _SHOWN = 50
@@ -17,7 +18,7 @@ def command(data: opt.Data, turns: opt.Turns = "last", limit: opt.Limit = None, 
     """Read a file of episodes and say what was read and what was refused, with line numbers."""
     found = read_episodes(data, turns=turns, limit=limit)
     if as_json:
-        typer.echo(json.dumps(_summary(found), ensure_ascii=False))
+        typer.echo(json.dumps(_summary(found)))
     else:
         _print(found)
     return 2 if found.refused else 0
@@ -46,7 +47,8 @@ def _print(found: EpisodeSet) -> None:
         if s[name]:
             typer.echo(f"{s[name]} episodes of {name[2:].replace('_', ' ')}")
     for refusal in found.refused[:_SHOWN]:
-        typer.echo(f"refused, line {refusal.line}: {refusal.reason}" + (f"  ({refusal.hint})" if refusal.hint else ""))
+        hint = f"  ({refusal.hint})" if refusal.hint else ""
+        typer.echo(clean(f"refused, line {refusal.line}: {refusal.reason}{hint}"))
     if len(found.refused) > _SHOWN:
         typer.echo(f"... and {len(found.refused) - _SHOWN} more (--json lists all)")
     if not found.refused:

@@ -1,0 +1,5 @@
+"""`python -m personae`: the same as the `personae` script."""
+
+from personae.cli.main import main
+
+main()
