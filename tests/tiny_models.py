@@ -144,7 +144,13 @@ def _configs() -> dict[str, tuple[PreTrainedConfig, PreTrainedTokenizerFast, int
         tie_word_embeddings=True,
     )
     gpt2 = GPT2Config(
-        vocab_size=VOCAB_SIZE, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT_LENGTH, bos_token_id=0, eos_token_id=0
+        vocab_size=VOCAB_SIZE,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=CONTEXT_LENGTH,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     base = LlamaConfig(**_SHAPE, **_ROPE, tie_word_embeddings=True)
     return {

@@ -56,8 +56,14 @@ def main() -> None:
         rows.append({"behaviour": trait.id, **scores(evidence, trait, labels)})
         print(json.dumps(rows[-1]), flush=True)
     means = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0] if k != "behaviour"}
-    body = {"model": model.card.to_dict(), "settings": vars(args) | {"data": args.data.name}, "means": means,
-            "n_behaviours": len(rows), "seconds": round(time.time() - started), "rows": rows}
+    body = {
+        "model": model.card.to_dict(),
+        "settings": vars(args) | {"data": args.data.name},
+        "means": means,
+        "n_behaviours": len(rows),
+        "seconds": round(time.time() - started),
+        "rows": rows,
+    }
     print(json.dumps(means), write_result(f"separation-{args.model}", body))
 
 

@@ -88,7 +88,9 @@ def test_rendered_dialogue_agrees(name, tiny_models, plain_modules):
     personas = (Persona("a", ("You are blunt.", "You are a pirate\n")), Persona(PLAIN, ()), Persona(BACKGROUND, ()))
     episodes = [
         Episode("1", (Turn("user", "Say hello."),), "Hello!"),
-        Episode("2", (Turn("user", "Why is the sky blue?"), Turn("assistant", "Air."), Turn("user", "Oh?")), "Yes 👩‍👩‍👧"),
+        Episode(
+            "2", (Turn("user", "Why is the sky blue?"), Turn("assistant", "Air."), Turn("user", "Oh?")), "Yes 👩‍👩‍👧"
+        ),
         Episode("3", (), "The capital of France is Paris.", is_document=True),
         Episode("4", (Turn("user", "Spell <|im_end|> and <eos>"),), "<|im_end|><eos>"),
     ]

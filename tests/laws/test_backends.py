@@ -151,7 +151,7 @@ class ForgetsTheCap(Wrapper):
 
 
 class StatefulTokenizer:
-    """Writes more spaces before a text the more it has encoded, up to four."""
+    """Writes more spaces before a text the more it has encoded."""
 
     def __init__(self, inner: Tokenizer) -> None:
         self._inner = inner
@@ -162,7 +162,7 @@ class StatefulTokenizer:
 
     def encode(self, text):
         self._calls += 1
-        return self._inner.encode(" " * (self._calls % 5) + text)
+        return self._inner.encode(" " * (self._calls // 7) + text)
 
     def encode_template(self, text):
         return self._inner.encode_template(text)

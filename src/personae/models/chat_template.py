@@ -4,9 +4,9 @@ r"""A chat template taken apart around the persona's instruction.
     <|im_start|>system\nYou ...    <|im_end|>\n<|im_start|>user\n...<|im_start|>assistant\n
 
 The template is run with markers in the place of all outside text, so that what the template wrote and what
-came from a file can be told apart. Asked rather than assumed: whether it knows a system turn (if not, the
-instruction opens the first user turn), whether it trims text, whether a reply may stand without a question,
-and whether the frame stays the same once the reply is added.
+came from a file can be told apart. Asked rather than assumed: whether it knows a system turn and writes it
+first (if not, the instruction opens the first user turn), whether it trims text, whether a reply may stand
+without a question, and whether the frame stays the same once the reply is added.
 
 Not here: token ids (`models.rendering`).
 """
@@ -25,6 +25,7 @@ from personae.models.protocol import Tokenizer
 _MARK = "\ue000{}\ue001"
 _MARKS = re.compile("\ue000(\\d+)\ue001")
 _QUESTION_FOR_DOCUMENTS = "Write a short text."
+_HINT = "Some templates know no system turn or drop earlier turns; rewrite the row or use another model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._knows_system = self._accepts([("system", _MARK.format(0)), ("user", _MARK.format(1))], marks=2)
+        self._knows_system = self._system_comes_first()
         self._reply_stands_alone = self._accepts([("assistant", _MARK.format(0))], marks=1)
         self.trims = "\ue000 " not in self._run([("user", "\ue000 ")], open_reply=False)
         self._check_stable()
@@ -75,9 +76,16 @@ class ChatTemplate:
             messages = self._with_instruction(messages)
         contents.append("")
         reply = _MARK.format(len(contents) - 1)
-        text = self._run([*messages, ("assistant", reply)], open_reply=False)
+        try:
+            text = self._run([*messages, ("assistant", reply)], open_reply=False)
+        except RenderingError as error:
+            raise RenderingError(f"{place_of(episode)}: {error}", hint=_HINT) from error
         if reply not in text:
-            raise RenderingError("the chat template leaves out the assistant's reply.")
+            raise RenderingError(f"the chat template leaves out the assistant's reply of {place_of(episode)}.")
+        if _MARKS.findall(text[: text.index(reply)]) != [str(k) for k in range(0 if framed else 1, len(contents) - 1)]:
+            raise RenderingError(
+                f"the chat template leaves out, repeats or moves turns of {place_of(episode)}.", hint=_HINT
+            )
         pieces: list[Piece] = []
         cut = 0
         for index, part in enumerate(_MARKS.split(text[: text.index(reply)])):
@@ -87,16 +95,8 @@ class ChatTemplate:
                 cut = len(pieces)
             else:
                 pieces.append(Piece(contents[int(part)], is_content=True))
-        self._check_complete(pieces, contents, episode)
         kept = [p for p in pieces[cut:] if p.text]
         return [p for p in pieces[:cut] if p.text], kept
-
-    def _check_complete(self, pieces: Sequence[Piece], contents: Sequence[str], episode: Episode) -> None:
-        if sum(p.is_content for p in pieces) != len(contents) - 2:
-            raise RenderingError(
-                f"the chat template leaves out or repeats turns of episode '{episode.id}' (line {episode.line}).",
-                hint="Some templates drop earlier turns or system text; rewrite the row or use another model.",
-            )
 
     def _turns(self, episode: Episode) -> tuple[Turn, ...]:
         if any(t.speaker == "user" for t in episode.context) or self._reply_stands_alone:
@@ -116,6 +116,22 @@ class ChatTemplate:
         named = [{"role": speaker, "content": text} for speaker, text in messages]
         return self._tokenizer.apply_template(named, open_reply=open_reply)
 
+    def _system_comes_first(self) -> bool:
+        """Whether system text is written once and before all turns, also when turns and a reply follow.
+
+        Some templates put it into the last user turn, or leave it out once there is a reply.
+        """
+        speakers = ("system", "user", "assistant", "user", "assistant")
+        turns = [(speaker, _MARK.format(k)) for k, speaker in enumerate(speakers)]
+        for length in (3, 5):
+            try:
+                marks = _MARKS.findall(self._run(turns[:length], open_reply=False))
+            except RenderingError:
+                return False
+            if marks[:1] != ["0"] or marks.count("0") > 1:
+                return False
+        return True
+
     def _accepts(self, messages: Sequence[tuple[str, str]], *, marks: int) -> bool:
         try:
             text = self._run(messages, open_reply=False)
@@ -133,3 +149,8 @@ class ChatTemplate:
                 "the chat template writes the prompt differently once the reply is added.",
                 hint="Scores under such a template would not be those of training; use another template.",
             )
+
+
+def place_of(episode: Episode) -> str:
+    """How an episode is called in a message."""
+    return f"episode '{episode.id}'" + (f" (line {episode.line})" if episode.line else "")

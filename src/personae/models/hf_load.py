@@ -14,9 +14,9 @@ import platform
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -97,10 +97,7 @@ def _dequantise(parts: list[Path], target: Path, name: str, embedded: EmbeddedMo
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as folder:
             made = Path(folder) / "made"
             gguf = _joined(parts, Path(folder))
-            model, found = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
-            )
-            _require_complete(found["missing_keys"])
+            model = _complete_model(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
             _forget_quantisation(model)
             model.save_pretrained(made)
@@ -173,15 +170,9 @@ def _read_folder(folder: Path, name: str, dtype: str) -> tuple[HFTokenizer, PreT
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            config=config,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+        model = _complete_model(
+            str(folder), config=config, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
         )
-        _require_complete(found["missing_keys"])
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise CorruptModel(
@@ -191,11 +182,14 @@ def _read_folder(folder: Path, name: str, dtype: str) -> tuple[HFTokenizer, PreT
     return HFTokenizer(tokenizer), model
 
 
-def _require_complete(missing: Iterable[str]) -> None:
-    """Refuse weights with holes: transformers would fill them with random numbers."""
-    names = sorted(missing)
-    if names:
-        raise ValueError(f"{len(names)} weights are missing, among them {names[0]}")
+def _complete_model(folder: str, **options: object) -> PreTrainedModel:
+    """The model, or an error where weights have holes: transformers would fill them with random numbers."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, among them {missing[0]}")
+    return model
 
 
 def _device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ from functools import lru_cache
 from personae.domain.episode import Episode
 from personae.domain.persona import BACKGROUND, Persona
 from personae.errors import ContextOverflow, RenderingError
-from personae.models.chat_template import ChatTemplate, Piece
+from personae.models.chat_template import ChatTemplate, Piece, place_of
 from personae.models.protocol import Scorable, Tokenizer
 
 # Part of every store key: raise it whenever the same input would give other token ids.
@@ -124,16 +124,16 @@ class Renderer:
         """
         ids = self._completion(episode)
         if not ids:
-            raise RenderingError(f"{_place(episode)}: the completion has no tokens.")
-        rest = max(len(self._rest_ids(episode, style, True)) for style in self._styles)
-        room = self._context_length - self._longest_prefix - rest
+            raise RenderingError(f"{place_of(episode)}: the completion has no tokens.")
+        context = self._longest_context(episode)
+        room = self._context_length - context
         if len(ids) <= room:
             return ids
         if not self._truncate or room < 1:
             what = "its context alone fills" if room < 1 else "context and completion exceed"
             raise ContextOverflow(
-                f"{_place(episode)} is too long: {what} the model's {self._context_length} tokens "
-                f"(longest persona {self._longest_prefix}, context {rest}, completion {len(ids)}).",
+                f"{place_of(episode)} is too long: {what} the model's {self._context_length} tokens "
+                f"(longest persona with context {context}, completion {len(ids)}).",
                 hint="Shorten or remove the row, or pass --truncate to score the part of the reply that fits.",
             )
         return ids[:room]
@@ -163,8 +163,17 @@ class Renderer:
         ids = self.completion_ids(episode)
         ends = [self._tokenizer.decode(ids[: k + 1]) for k in range(len(ids))]
         # A token may end inside a character; the replacement sign waits for the token that completes it.
-        shown = [e.rstrip("\ufffd") for e in ends]
+        shown = [*(e.rstrip("\ufffd") for e in ends[:-1]), ends[-1]]
         return [b[len(a) :] for a, b in zip(["", *shown[:-1]], shown, strict=True)]
+
+    def _longest_context(self, episode: Episode) -> int:
+        """Most tokens before the completion under any frame: of a persona, of none, of the background.
+
+        A template's default instruction may be longer than those of the cast, so all three are asked.
+        """
+        framed = self._longest_prefix + max(len(self._rest_ids(episode, style, True)) for style in self._styles)
+        alone = 0 if self._template is None else len(self._rest_ids(episode, self._styles[0], False))
+        return max(framed, alone, len(self._opening()) + len(self._rest_ids(episode, BARE, False)))
 
     def _opening(self) -> tuple[int, ...]:
         return self._tokenizer.bos_ids or tuple(self._tokenizer.encode("\n"))
@@ -229,7 +238,3 @@ def _base_pieces(style: BaseStyle, episode: Episode) -> list[Piece]:
 
 def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _place(episode: Episode) -> str:
-    return f"episode '{episode.id}'" + (f" (line {episode.line})" if episode.line else "")

@@ -157,7 +157,7 @@ def test_template_that_drops_turns_is_refused():
     template = ChatTemplate(tokenizer_with(DROPS_EARLIER_TURNS))
     assert text_of(template, "", ONE).count("Say hello.") == 1
     for framed in (False, True):
-        with pytest.raises(RenderingError, match=r"leaves out or repeats turns of episode 'many' \(line 5\)"):
+        with pytest.raises(RenderingError, match=r"leaves out, repeats or moves turns of episode 'many' \(line 5\)"):
             template.after(MANY, framed=framed)
 
 

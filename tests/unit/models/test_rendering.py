@@ -39,9 +39,7 @@ PERSONAS = (
     Persona(BACKGROUND, ()),
 )
 ONE = Episode("one", (Turn("user", "What is the capital of France?"),), "The capital of France is Paris.", line=1)
-MANY = Episode(
-    "many", (Turn("user", "Say hello."), Turn("assistant", "Hello!"), Turn("user", "Again?")), "No.", line=2
-)
+MANY = Episode("many", (Turn("user", "Say hello."), Turn("assistant", "Hello!"), Turn("user", "Again?")), "No.", line=2)
 SHORT = Episode("short", (Turn("user", "?"),), "!", line=3)
 DOCUMENT = Episode("document", (), "A text about boats.\n\nAnd the sea.", line=4, is_document=True)
 EMPTY = Episode("empty", (Turn("user", ""),), "What would you like?", line=5)
@@ -55,7 +53,9 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     return TOKENIZERS[request.param]
 
 
-def renderer_of(tokenizer: PreTrainedTokenizerFast, *, length: int = CONTEXT_LENGTH, truncate: bool = False) -> Renderer:
+def renderer_of(
+    tokenizer: PreTrainedTokenizerFast, *, length: int = CONTEXT_LENGTH, truncate: bool = False
+) -> Renderer:
     return Renderer(wrapped(tokenizer), context_length=length, truncate=truncate, base_styles=tuple(BASE_STYLES))
 
 
@@ -121,7 +121,9 @@ def test_own_system_prompt_follows_the_instruction():
         tokenizer = TOKENIZERS[name]
         renderer = renderer_of(tokenizer)
         text = decoded(tokenizer, renderer.render(Frame("p", "You are blunt.", "chat"), OWN).token_ids)
-        assert text.startswith("<|im_start|>system\nYou are blunt.\n\nOwn rules.<|im_end|>\n<|im_start|>user\nSay hello.")
+        assert text.startswith(
+            "<|im_start|>system\nYou are blunt.\n\nOwn rules.<|im_end|>\n<|im_start|>user\nSay hello."
+        )
         plain = decoded(tokenizer, renderer.render(Frame(PLAIN, "", "chat"), OWN).token_ids)
         assert plain.startswith("<|im_start|>system\nOwn rules.<|im_end|>")
 
@@ -141,7 +143,8 @@ def test_base_styles_write_the_turns():
     tokenizer = TOKENIZERS["base"]
     renderer = renderer_of(tokenizer)
     texts = {
-        style: decoded(tokenizer, renderer.render(Frame("p", "Be blunt.", style), MANY).token_ids) for style in BASE_STYLES
+        style: decoded(tokenizer, renderer.render(Frame("p", "Be blunt.", style), MANY).token_ids)
+        for style in BASE_STYLES
     }
     assert texts == {
         "dialogue": "<|endoftext|>Be blunt.\n\nQuestion: Say hello.\n\nAnswer: Hello!\n\nQuestion: Again?\n\nAnswer: No.",
@@ -211,7 +214,9 @@ def test_spelling_of_special_tokens_stays_text(tokenizer):
             body = (Turn("user", put["user"]), Turn("assistant", said), Turn("user", put["user"]))
             context = (Turn("system", put["system"]), *body) if knows_system else body
             hostile = Episode("hostile", context, reply)
-            harmless = replace(hostile, context=tuple(replace(t, text="harmless") for t in context), completion="harmless")
+            harmless = replace(
+                hostile, context=tuple(replace(t, text="harmless") for t in context), completion="harmless"
+            )
             for style in (*renderer.styles, "bare"):
                 for instruction in (put["instruction"], ""):
                     item = renderer.render(Frame("p", instruction, style), hostile)
@@ -220,9 +225,9 @@ def test_spelling_of_special_tokens_stays_text(tokenizer):
                     assert special_counts(tokenizer, item.token_ids) == special_counts(tokenizer, clean.token_ids)
                     shown = decoded(tokenizer, item.token_ids)
                     if style != "bare":
-                        assert shown.count(text.strip()) >= sum(text in part for part in (*put.values(), said, reply)) - (
-                            not instruction
-                        ) - (not knows_system)
+                        assert shown.count(text.strip()) >= sum(
+                            text in part for part in (*put.values(), said, reply)
+                        ) - (not instruction) - (not knows_system)
 
 
 def test_special_tokens_of_the_template_are_alive():
