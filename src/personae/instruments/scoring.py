@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from personae.domain.episode import Episode
 from personae.domain.persona import BACKGROUND, Cast, Persona
 from personae.errors import IncomparableEvidence
+from personae.models.laws import noise_floor
 from personae.models.protocol import LanguageModel, ModelCard
 from personae.models.rendering import RENDERING_VERSION, Frame, Renderer
 from personae.running.store import Batch, EvidenceStore, Rows
@@ -29,6 +30,7 @@ from personae.tables.evidence import Evidence
 _BATCH_EPISODES = 64
 _BATCH_TOKENS = 8192
 _SECONDS_BETWEEN_PIECES = 5.0
+_NOISE_EPISODES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Scoring:
 
     def __init__(self, model: LanguageModel, renderer: Renderer, store: EvidenceStore) -> None:
         self._model, self._renderer, self._store = model, renderer, store
+        self._noise: float | None = None
 
     def evidence(
         self,
@@ -116,7 +119,12 @@ class Scoring:
             np.array([e.weight for e in episodes], np.float64),
             tuple(e.group for e in episodes),
             np.array([e.line for e in episodes], np.int64),
-            {"model": self._model.card.to_dict(), "cast": cast.id, "rendering_version": RENDERING_VERSION},
+            {
+                "model": self._model.card.to_dict(),
+                "cast": cast.id,
+                "rendering_version": RENDERING_VERSION,
+                "noise_floor_nats": self._noise_floor(frames, list(distinct.values())),
+            },
         )
 
     def token_log_probs(self, frames: Sequence[Frame], episode: Episode) -> np.ndarray:
@@ -171,6 +179,16 @@ class Scoring:
         kept = self._renderer.kept_of_cut(episode)
         digest = episode.content_digest
         return digest if not kept else hashlib.blake2b(digest + b"|%d" % kept, digest_size=16).digest()
+
+    def _noise_floor(self, frames: Sequence[Frame], episodes: Sequence[Episode]) -> float:
+        """RMS error of a completion's log-likelihood seen here: shared prefix and batch against alone, nats.
+
+        Measured once a model, on the shortest few episodes, so that it costs a second.
+        """
+        if self._noise is None:
+            few = sorted(episodes, key=lambda e: len(e.completion))[:_NOISE_EPISODES]
+            self._noise = noise_floor(self._model, [self._renderer.render(f, e) for f in frames[:2] for e in few])
+        return self._noise
 
     def _length(self, frame: Frame, episode: Episode) -> int:
         item = self._renderer.render(frame, episode)

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import struct
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from personae.errors import CorruptModel, InvalidSettings, ModelNotFound, StorageError
 from personae.models.catalogue import EmbeddedModel, ModelSource, home
@@ -36,7 +35,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Error of one token's log-probability against float64, nats, seen on the embedded models with a margin.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
 _MANIFEST = "personae.json"
-_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RuntimeError)
+# What reading a damaged model raises: the tokenizers library has only plain Exception, and transformers passes
+# on whatever a torn file leads it to. Used around calls into those libraries and nowhere else.
+_UNREADABLE = (Exception,)
 
 
 def load_hf(source: ModelSource, *, device: str = "auto", dtype: str = "float32") -> HFModel:
@@ -97,8 +98,7 @@ def _dequantise(parts: list[Path], target: Path, name: str, embedded: EmbeddedMo
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as folder:
             made = Path(folder) / "made"
             gguf = _joined(parts, Path(folder))
-            model = _complete_model(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            tokenizer, model = _read_gguf(gguf, name)
             _forget_quantisation(model)
             model.save_pretrained(made)
             tokenizer.save_pretrained(made)
@@ -106,14 +106,18 @@ def _dequantise(parts: list[Path], target: Path, name: str, embedded: EmbeddedMo
             (made / _MANIFEST).write_text(json.dumps({"source": name, "files": manifest}, indent=1))
             shutil.rmtree(target, ignore_errors=True)
             os.replace(made, target)
-    except OSError as error:
-        if error.errno is None:
-            raise CorruptModel(f"'{name}' is not a GGUF file that can be read: {error}") from error
+    except (OSError, SafetensorError) as error:
         raise StorageError(
-            f"the model cache {target.parent} cannot be written: {error.strerror}",
+            f"the model cache {target.parent} cannot be written: {getattr(error, 'strerror', None) or error}.",
             hint="Free some space or set PERSONAE_HOME to another folder.",
         ) from error
-    except (ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
+
+
+def _read_gguf(gguf: Path, name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    try:
+        model = _complete_model(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name), model
+    except _UNREADABLE as error:
         raise CorruptModel(
             f"'{name}' is not a GGUF file that can be read: {error}", hint="Fetch the file again."
         ) from error
@@ -149,7 +153,7 @@ def _verify(folder: Path) -> None:
                     f"the cached model {folder} is damaged: {name} does not match its checksum.",
                     hint=f"Delete {folder}; it is made again on the next run.",
                 )
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise CorruptModel(
             f"the cached model {folder} is incomplete: {error}", hint=f"Delete {folder}; it is made again."
         ) from error

@@ -32,6 +32,7 @@ Started = Callable[[Work], Callable[[int], None]]
 
 DEFAULT_FDR = 0.05
 _SMALL_FILE = 20
+_WORRYING_NOISE = 0.01
 _EXCERPT = 160
 _PROMPT = 300
 
@@ -259,6 +260,12 @@ def _warnings(evidence: Evidence) -> list[str]:
     if len(set(evidence.group)) < _SMALL_FILE:
         n = len(set(evidence.group))
         notes.append(f"The file has only {n} conversations: intervals are rough and small shifts are missed.")
+    noise = evidence.provenance.get("noise_floor_nats")
+    if isinstance(noise, float) and noise > _WORRYING_NOISE:
+        notes.append(
+            f"The noise floor of this arithmetic is {noise:.2g} nats a completion: smaller ratios mean nothing "
+            "(float32 is the remedy)."
+        )
     left_out = int((evidence.weight == 0).sum())
     if left_out:
         notes.append(f"{left_out} episodes have weight 0 and were left out of sums.")
