@@ -15,5 +15,5 @@ ROLES = "customer_service_bot,teacher,pirate,helpful_assistant"
 
 if __name__ == "__main__":
     print("Screening", HERE / "support_desk.jsonl", flush=True)
-    options = ["--only", f"{TRAITS},{ROLES}", "--paraphrases", "1", "--limit", "120"]
+    options = ["--only", f"{TRAITS},{ROLES}", "--paraphrases", "1", "--limit", "100"]
     sys.exit(run(["screen", str(HERE / "support_desk.jsonl"), *options]))

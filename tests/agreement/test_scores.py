@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from tiny_models import CONTEXT_LENGTH, MODEL_NAMES, VOCAB_SIZE
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from personae.domain.episode import Episode, Turn
@@ -24,6 +23,7 @@ from personae.models.hf_kernel import pack_linears
 from personae.models.protocol import Scorable
 from personae.models.rendering import Renderer
 from personae.numerics.logspace import chain_increments, log_mean_exp, log_normalise, softmax
+from tiny_models import CONTEXT_LENGTH, MODEL_NAMES, VOCAB_SIZE
 
 TOLERANCE = 1e-4  # nats a token
 

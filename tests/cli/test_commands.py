@@ -1,4 +1,6 @@
 import shutil
+
+
 def test_a(model_folder, cast_file, reference_file, data_file):
     for p in (model_folder, cast_file, reference_file, data_file):
         d = "/tmp/probe/" + p.name

@@ -19,8 +19,8 @@ from personae.models.protocol import (
     ModelCard,
     SamplingPlan,
     Scorable,
-    TokenLogprobs,
     Tokenizer,
+    TokenLogprobs,
 )
 
 LAWS = ("batch", "prefix", "history", "chain rule", "normalisation", "same tokens", "sample = score", "seeds")

@@ -64,7 +64,8 @@ def _episodes(result: Screening) -> list[dict[str, object]]:
     for trait in shown:
         k = ledger.traits.index(trait.id)
         sign = 1.0 if trait.direction == "pos" else -1.0
-        for i in np.argsort(-sign * ledger.z[:, k], kind="stable")[:_LISTED_EPISODES]:
+        towards = sign * ledger.z[:, k] * np.sign(ledger.weight)  # a rejected reply counts the other way
+        for i in np.argsort(-towards, kind="stable")[:_LISTED_EPISODES]:
             rows.append(
                 {
                     "id": ledger.episodes[i],
@@ -88,14 +89,22 @@ def print_findings(result: Screening, report: Path) -> None:
         console.print(_trait_table(result))
     console.print()
     console.print(_persona_table(result))
-    if result.telling:
-        console.print(Text(f"\nRows that speak most for '{_printable(result.telling[0].positive)}':"))
-        for row in result.telling[:_SHOWN]:
-            text = "".join(row.tokens).strip().replace("\n", " ")
-            console.print(Text(f"  line {row.line:>5}  {row.llr:+7.1f} nats  {_printable(text)[:90]}"))
+    _print_rows(console, result)
     for note in result.notes:
         console.print(Text(f"note: {note}", style="dim"))
     console.print(Text(f"\nReport: {report}"), soft_wrap=True)  # a path cut in two cannot be opened
+
+
+def _print_rows(console: Console, result: Screening) -> None:
+    """The rows that speak most for the pole the file leans to, trait by trait; nats point to that pole."""
+    traits = {t.id: t for t in result.traits}
+    shown = list(dict.fromkeys(row.trait for row in result.telling))
+    for name in shown:
+        sign = 1.0 if traits[name].direction == "pos" else -1.0
+        console.print(Text(f"\nRows that speak most for '{_printable(_pole(traits[name]))}':"))
+        for row in [r for r in result.telling if r.trait == name][: _SHOWN // len(shown)]:
+            text = "".join(row.tokens).strip().replace("\n", " ")
+            console.print(Text(f"  line {row.line:>5}  {sign * row.llr:+7.1f} nats  {_printable(text)[:90]}"))
 
 
 def _trait_table(result: Screening) -> Table:

@@ -138,7 +138,7 @@ def row_to_episodes(row: Row, *, turns: str = "last") -> tuple[str, list[Episode
         reply = _reply(value[reply_key], reply_key)
         return "completion", [Episode(row_id, context, reply, weight, group, row.line)]
     if value.get("text") is not None:
-        text = _text(value["text"], "text")
+        text = _text(value["text"], "'text'")
         return "document", [Episode(row_id, (), text, weight, group, row.line, is_document=True)]
     raise _shapeless(value)
 

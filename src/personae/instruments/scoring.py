@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from personae.domain.episode import Episode
 from personae.domain.persona import BACKGROUND, Cast, Persona
-from personae.errors import IncomparableEvidence
+from personae.errors import IncomparableEvidence, NumericsError
 from personae.models.laws import noise_floor
 from personae.models.protocol import LanguageModel, ModelCard
 from personae.models.rendering import RENDERING_VERSION, Frame, Renderer
@@ -141,11 +141,9 @@ class Scoring:
         started: Callable[[Work], Callable[[int], None]],
     ) -> None:
         by_place = {rows.frames[f.digest]: f for f in frames}
-        n_missing = int(rows.missing[list(by_place)].sum())
+        n_missing = int(rows.missing.sum())
         request = hashlib.blake2b(b"".join([*rows.frames, b"|", *rows.episodes]), digest_size=16).hexdigest()
-        fresh = _batches(rows.missing[list(by_place)], list(by_place), lengths)
-        planned = self._store.plan(request, fresh) if fresh else []
-        batches = [(f, es) for f, es in planned if rows.missing[f, list(es)].any()]
+        batches = self._plan(request, rows, lengths)
         advance = started(Work(n_missing, sum(lengths[e] for _, es in batches for e in es)))
         pending: list[tuple[bytes, bytes, int, float]] = []
         written = time.monotonic()
@@ -161,14 +159,31 @@ class Scoring:
             self._store.put(pending)
         self._store.finish(request)
 
+    def _plan(self, request: str, rows: Rows, lengths: Sequence[int]) -> list[Batch]:
+        """Batches of what is missing; those of an interrupted run first, then what was lost since it planned."""
+        missing = rows.missing
+        fresh = _batches(missing, lengths)
+        planned = self._store.plan(request, fresh) if fresh else []
+        batches = [(f, es) for f, es in planned if missing[f, list(es)].any()]
+        for place, members in planned:
+            missing[place, list(members)] = False
+        return batches + _batches(missing, lengths)
+
     def _run(
         self, frame: Frame, place: int, members: Sequence[tuple[int, Episode]], rows: Rows
     ) -> list[tuple[bytes, bytes, int, float]]:
-        """Score one batch, fill the table, and give the store's rows."""
+        """Score one batch, fill the table where nothing is known, and give the store's rows."""
         results = self._model.score([self._renderer.render(frame, e) for _, e in members])
         digests = list(rows.episodes)
         made: list[tuple[bytes, bytes, int, float]] = []
-        for (at, _), result in zip(members, results, strict=True):
+        for (at, episode), result in zip(members, results, strict=True):
+            if not np.isnan(rows.log_likelihood[place, at]):
+                continue
+            if np.isnan(result.log_likelihood):
+                raise NumericsError(
+                    f"{self._model.card.name} gave episode '{episode.id}' a log-likelihood that is not a number "
+                    f"under '{frame.persona}'."
+                )
             rows.log_likelihood[place, at] = result.log_likelihood
             rows.n_tokens[place, at] = len(result.log_probs)
             made.append((frame.digest, digests[at], len(result.log_probs), result.log_likelihood))
@@ -195,14 +210,14 @@ class Scoring:
         return len(item.token_ids) - item.shared
 
 
-def _batches(missing: NDArray[np.bool_], places: Sequence[int], lengths: Sequence[int]) -> list[Batch]:
+def _batches(missing: NDArray[np.bool_], lengths: Sequence[int]) -> list[Batch]:
     """Missing pairs, a frame at a time, in order of length, cut into batches."""
     order = sorted(range(len(lengths)), key=lambda e: (lengths[e], e))
     batches: list[Batch] = []
-    for row, place in enumerate(places):
+    for place in range(len(missing)):
         batch: list[int] = []
         for e in order:
-            if not missing[row, e]:
+            if not missing[place, e]:
                 continue
             if batch and (len(batch) >= _BATCH_EPISODES or lengths[e] * (len(batch) + 1) > _BATCH_TOKENS):
                 batches.append((place, tuple(batch)))

@@ -83,9 +83,12 @@ def check_laws(model: LanguageModel) -> list[Verdict]:
 
 def noise_floor(model: LanguageModel, items: Sequence[Scorable]) -> float:
     """RMS difference of summed log-likelihoods, scored together with shared prefixes against alone without, nats."""
+    if not items:
+        return 0.0
     together = model.score(list(items))
     alone = [model.score([Scorable(i.token_ids, i.start)])[0] for i in items]
-    gaps = [a.log_likelihood - b.log_likelihood for a, b in zip(together, alone, strict=True)]
+    sums = [(a.log_likelihood, b.log_likelihood) for a, b in zip(together, alone, strict=True)]
+    gaps = [0.0 if a == b else a - b for a, b in sums]  # both may be minus infinity
     return float(np.sqrt(np.mean(np.square(gaps))))
 
 

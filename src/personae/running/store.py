@@ -1,7 +1,7 @@
 """A content-addressed store of log-likelihoods that survives kill -9, torn files and full disks.
 
     $PERSONAE_HOME/evidence/<space>/seg-<digest>.parquet   immutable pieces: frame, episode, n_tokens, nats
-    $PERSONAE_HOME/evidence/<space>/plan-<request>.json    what an unfinished request still has to do
+    $PERSONAE_HOME/evidence/<space>/plan-<request>         what an unfinished request still has to do
 
 A space is one model in one arithmetic; a row is named by what was scored (hash of the frame's text, hash of
 context and completion), so another file, cast or run that asks the same pays nothing. A piece is written to
@@ -15,9 +15,11 @@ same work twice.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from personae.errors import StorageError
+from personae.errors import NumericsError, StorageError
 
 Batch = tuple[int, tuple[int, ...]]  # a frame and episodes, by their place in the request
 
@@ -60,10 +62,10 @@ class Rows:
 
     @classmethod
     def empty(cls, frames: Sequence[bytes], episodes: Sequence[bytes]) -> Rows:
-        """Nothing known yet."""
-        shape = (len(frames), len(episodes))
-        frame_place = {k: i for i, k in enumerate(frames)}
-        episode_place = {k: i for i, k in enumerate(episodes)}
+        """Nothing known yet. A digest given twice has one place."""
+        frame_place = {k: i for i, k in enumerate(dict.fromkeys(frames))}
+        episode_place = {k: i for i, k in enumerate(dict.fromkeys(episodes))}
+        shape = (len(frame_place), len(episode_place))
         return cls(frame_place, episode_place, np.full(shape, np.nan), np.zeros(shape, np.int32))
 
     @property
@@ -114,9 +116,12 @@ class EvidenceStore:
 
         Raises:
             StorageError: If the disk is full or the folder cannot be written.
+            NumericsError: If a log-likelihood is not a number; then nothing is stored.
         """
         if not items:
             return
+        if any(math.isnan(value) for *_, value in items):
+            raise NumericsError("a log-likelihood is not a number; it is not stored.")
         columns = zip(*items, strict=True)
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
         sink = io.BytesIO()
@@ -132,15 +137,16 @@ class EvidenceStore:
         """The batches of an interrupted request if there is one, else `fresh`, which is written down.
 
         Batches hold places in the request's own order of frames and episodes, so the request must name both.
+        A damaged plan is written afresh.
         """
         path = self._plan_path(request)
-        if path.is_file():
-            try:
-                return [(int(f), tuple(int(e) for e in es)) for f, es in json.loads(path.read_text())]
-            except (ValueError, TypeError):
-                path.unlink(missing_ok=True)
         try:
-            _write_whole(path, json.dumps(fresh, separators=(",", ":")).encode())
+            if path.is_file():
+                digest, _, body = path.read_bytes().partition(b"\n")
+                if digest == _plan_digest(body):
+                    return [(f, tuple(es)) for f, es in json.loads(body)]
+            body = json.dumps(fresh, separators=(",", ":")).encode()
+            _write_whole(path, _plan_digest(body) + b"\n" + body)
         except OSError as error:
             raise _storage_error(self.folder, error) from error
         return list(fresh)
@@ -150,7 +156,7 @@ class EvidenceStore:
         self._plan_path(request).unlink(missing_ok=True)
 
     def _plan_path(self, request: str) -> Path:
-        return self.folder / f"plan-{hashlib.blake2b(request.encode(), digest_size=12).hexdigest()}.json"
+        return self.folder / f"plan-{hashlib.blake2b(request.encode(), digest_size=12).hexdigest()}"
 
     def _read(self, path: Path) -> pa.Table | None:
         try:
@@ -162,9 +168,14 @@ class EvidenceStore:
             return None
         except (OSError, pa.ArrowException):
             aside = path.with_suffix(".damaged")
-            path.replace(aside)
+            with contextlib.suppress(FileNotFoundError):  # another reader was faster
+                path.replace(aside)
             self.set_aside.append(aside)
             return None
+
+
+def _plan_digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=12).hexdigest().encode()
 
 
 def _write_whole(path: Path, body: bytes) -> None:

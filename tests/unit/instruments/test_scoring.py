@@ -26,7 +26,7 @@ NEG = Persona("kind/neg", ("You are cruel.", "Be cruel to everyone."))
 CAST = Cast("small", (Trait("kind", POS, NEG),), (Persona("pirate", ("You are a pirate.",)),))
 LARGER = replace(CAST, roles=(*CAST.roles, Persona("nurse", ("You are a nurse.", "Speak as a nurse does."))))
 N_FRAMES = 2 + 2 + 1 + 1 + 1  # poles, pirate, plain, background
-WORDS = "the capital of France is Paris and my order has not arrived so say hello to the patient librarian".split()
+WORDS = ("the", "capital", "of", "France", "is", "Paris", "my", "order", "has", "not", "arrived", "hello", "librarian")
 
 
 def episode(k: int) -> Episode:
@@ -88,6 +88,12 @@ def model(tiny_models: dict[str, HFModel]) -> Counting:
     return Counting(tiny_models["llama"])
 
 
+@pytest.fixture(autouse=True)
+def no_noise_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The noise floor asks the model too; here only what is scored counts."""
+    monkeypatch.setattr(scoring_module, "_NOISE_EPISODES", 0)
+
+
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches a frame, so that a run can stop in the middle of one."""
@@ -127,6 +133,17 @@ def test_token_log_probs_sum_to_the_rows(model: Counting, tmp_path: Path):
     tokens = bench.scoring.token_log_probs(frames, EPISODES[3])
     assert tokens.shape == (N_FRAMES, evidence.n_tokens[3])
     np.testing.assert_allclose(tokens.sum(axis=1), evidence.frame_log_likelihood[:, 3], rtol=0, atol=1e-3)
+
+
+def test_noise_floor_is_measured_once_and_recorded(model: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scoring_module, "_NOISE_EPISODES", 3)
+    bench = Bench(model, tmp_path)
+    noise = bench().provenance["noise_floor_nats"]
+    assert isinstance(noise, float)
+    assert 0 <= noise < 1e-3
+    n_asked = len(model.asked)
+    assert bench().provenance["noise_floor_nats"] == noise
+    assert len(model.asked) == n_asked
 
 
 def test_second_run_scores_nothing(model: Counting, tmp_path: Path):
@@ -215,14 +232,10 @@ def test_an_interrupted_run_ends_with_the_same_bits(tiny_models, tmp_path: Path,
 @pytest.mark.usefixtures("small_batches")
 def test_a_run_stopped_again_and_again_ends_with_the_same_bits(tiny_models, tmp_path: Path):
     whole = Bench(tiny_models["gpt2"], tmp_path / "whole")()
-    n_stops = 0
-    while True:
-        try:
-            evidence = Bench(Counting(tiny_models["gpt2"], stop_after=6), tmp_path / "stopped")()
-            break
-        except KeyboardInterrupt:
-            n_stops += 1
-    assert n_stops == 5
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            Bench(Counting(tiny_models["gpt2"], stop_after=6), tmp_path / "stopped")()
+    evidence = Bench(Counting(tiny_models["gpt2"], stop_after=6), tmp_path / "stopped")()
     assert same_bits(evidence, whole)
 
 
@@ -240,8 +253,22 @@ def test_a_resumed_run_can_do_with_other_runs_in_between(tiny_models, tmp_path: 
     evidence = Bench(tiny_models["llama"], tmp_path / "stopped")()
     np.testing.assert_allclose(evidence.frame_log_likelihood, whole.frame_log_likelihood, rtol=0, atol=1e-3)
     again = Bench(tiny_models["llama"], tmp_path / "stopped")
-    again()
+    assert same_bits(again(), evidence)
     assert again.works[-1].n_pairs == 0
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_resumed_run_keeps_its_batches(tiny_models, tmp_path: Path):
+    """Rows that another run scored in between would shift the batches of the others, and so their last bits."""
+    whole = Bench(tiny_models["llama"], tmp_path / "whole")()
+    with pytest.raises(KeyboardInterrupt):
+        Bench(Counting(tiny_models["llama"], stop_after=2), tmp_path / "stopped")()
+    Bench(tiny_models["llama"], tmp_path / "stopped")(replace(CAST, roles=()), EPISODES[7:12:2])
+    evidence = Bench(tiny_models["llama"], tmp_path / "stopped")()
+    theirs = np.zeros((N_FRAMES, len(EPISODES)), bool)
+    theirs[np.ix_([0, 1, 2, 3, 5, 6], [7, 9, 11])] = True
+    ours = ~theirs
+    assert np.array_equal(evidence.frame_log_likelihood[ours], whole.frame_log_likelihood[ours])
 
 
 @pytest.mark.usefixtures("small_batches")

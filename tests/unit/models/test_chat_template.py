@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny_models import CHATML, CHATML_WITH_DEFAULT, GEMMA, gemma_tokenizer, make_tokenizer, wrapped
 
 from personae.domain.episode import Episode, Turn
 from personae.errors import RenderingError, UnstablePrefix
 from personae.models.chat_template import ChatTemplate, Piece
 from personae.models.hf_tokenizer import HFTokenizer
+from tiny_models import CHATML, CHATML_WITH_DEFAULT, GEMMA, gemma_tokenizer, make_tokenizer, wrapped
 
 ONE = Episode("one", (Turn("user", "Say hello."),), "Hello!", line=3)
 OWN = Episode("own", (Turn("system", "Own rules."), Turn("user", "Say hello.")), "Hello!", line=4)

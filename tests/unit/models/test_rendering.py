@@ -6,6 +6,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from transformers import PreTrainedTokenizerFast
+
+from personae.domain.episode import Episode, Turn
+from personae.domain.persona import BACKGROUND, PLAIN, Persona
+from personae.errors import ContextOverflow
+from personae.models.protocol import Scorable
+from personae.models.rendering import BASE_STYLES, Frame, Renderer
 from tiny_models import (
     CHATML,
     CHATML_WITH_DEFAULT,
@@ -15,13 +22,6 @@ from tiny_models import (
     make_tokenizer,
     wrapped,
 )
-from transformers import PreTrainedTokenizerFast
-
-from personae.domain.episode import Episode, Turn
-from personae.domain.persona import BACKGROUND, PLAIN, Persona
-from personae.errors import ContextOverflow
-from personae.models.protocol import Scorable
-from personae.models.rendering import BASE_STYLES, Frame, Renderer
 
 TOKENIZERS = {
     "chatml": make_tokenizer(CHATML),
@@ -147,11 +147,13 @@ def test_base_styles_write_the_turns():
         for style in BASE_STYLES
     }
     assert texts == {
-        "dialogue": "<|endoftext|>Be blunt.\n\nQuestion: Say hello.\n\nAnswer: Hello!\n\nQuestion: Again?\n\nAnswer: No.",
+        "dialogue": "<|endoftext|>Be blunt.\n\n"
+        "Question: Say hello.\n\nAnswer: Hello!\n\nQuestion: Again?\n\nAnswer: No.",
         "interview": "<|endoftext|>Below is an interview. Notes on the speaker: Be blunt.\n\n"
         "Interviewer: Say hello.\n\nSpeaker: Hello!\n\nInterviewer: Again?\n\nSpeaker: No.",
         "story": '<|endoftext|>A character in a story is described like this: "Be blunt."\n\n'
-        "Someone said: Say hello.\n\nThe character replied: Hello!\n\nSomeone said: Again?\n\nThe character replied: No.",
+        "Someone said: Say hello.\n\nThe character replied: Hello!\n\n"
+        "Someone said: Again?\n\nThe character replied: No.",
     }
 
 

@@ -42,7 +42,8 @@ def _summary(found: EpisodeSet) -> dict[str, object]:
 def _print(found: EpisodeSet) -> None:
     s = _summary(found)
     shapes = ", ".join(f"{count} {shape}" for shape, count in found.shapes.items()) or "none"
-    typer.echo(f"{found.path}: {found.n_rows} rows, {s['n_episodes']} episodes in {s['n_groups']} groups ({shapes})")
+    told = f"{found.path}: {found.n_rows} rows, {s['n_episodes']} episodes in {s['n_groups']} groups ({shapes})"
+    typer.echo(clean(told))
     for name in ("n_negative_weight", "n_zero_weight"):
         if s[name]:
             typer.echo(f"{s[name]} episodes of {name[2:].replace('_', ' ')}")

@@ -1,0 +1,1 @@
+"""Benchmarks: each a command, its result stored under benchmarks/results."""

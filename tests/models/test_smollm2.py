@@ -1,0 +1,84 @@
+"""The embedded model for real: laws, shipped reference scores, and the example a user meets first."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from personae.domain.persona import Cast
+from personae.files.casts import load_casts
+from personae.files.episodes import read_episodes
+from personae.files.reference import load_reference, shipped_rows
+from personae.instruments.scoring import Scoring, cast_frames, space_of
+from personae.models.catalogue import EMBEDDED
+from personae.models.laws import check_laws
+from personae.models.load import load_model
+from personae.models.protocol import LanguageModel
+from personae.models.rendering import Renderer
+from personae.numerics.statistics import auroc
+from personae.running.store import EvidenceStore
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+pytestmark = pytest.mark.skipif(EMBEDDED["smollm2"].files() is None, reason=EMBEDDED["smollm2"].install)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
+    before = os.environ.get("PERSONAE_HOME")
+    os.environ["PERSONAE_HOME"] = str(tmp_path_factory.mktemp("home"))
+    yield load_model("smollm2")
+    if before is None:
+        del os.environ["PERSONAE_HOME"]
+    else:
+        os.environ["PERSONAE_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def renderer(model: LanguageModel) -> Renderer:
+    return Renderer(model.tokenizer, context_length=model.card.context_length)
+
+
+def test_laws_hold(model: LanguageModel) -> None:
+    verdicts = check_laws(model)
+    assert len(verdicts) >= 8
+    assert [v.law for v in verdicts if not v.holds] == []
+
+
+def test_shipped_reference_scores_are_what_the_model_says(model: LanguageModel, renderer: Renderer) -> None:
+    """A sample of 24 pairs is computed again; other processors may differ within the tolerance of the dtype."""
+    shipped = shipped_rows(space_of(model.card))
+    assert shipped is not None
+    frames = {f.digest: f for f in cast_frames(load_casts(["core"]), renderer)}
+    episodes = {e.content_digest: e for e in load_reference()}
+    rows = shipped.to_pylist()
+    assert len({r["episode"] for r in rows}) == len(episodes) >= 200
+    first = {f.digest for f in cast_frames(Cast("core", load_casts(["core"]).traits).limit_paraphrases(1), renderer)}
+    assert first <= {r["frame"] for r in rows}
+    for index in np.random.default_rng(0).choice(len(rows), size=24, replace=False):
+        row = rows[index]
+        item = renderer.render(frames[row["frame"]], episodes[row["episode"]])
+        found = model.score([item])[0]
+        assert len(found.log_probs) == row["n_tokens"]
+        assert abs(found.log_likelihood - row["log_likelihood"]) <= model.card.tolerance * row["n_tokens"]
+
+
+def test_planted_rows_of_the_example_stand_out(model: LanguageModel, renderer: Renderer, tmp_path: Path) -> None:
+    """Row AUROC of the planted trait in the example, with its matched control as the null."""
+    planted = set(json.loads((EXAMPLES / "support_desk_planted.json").read_text())["ids"])
+    cast = load_casts(["core"]).select(["contemptuous"]).limit_paraphrases(1)
+    scoring = Scoring(model, renderer, EvidenceStore(tmp_path, space_of(model.card)))
+    ratio = {}
+    for name in ("support_desk", "support_desk_clean"):
+        episodes = read_episodes(EXAMPLES / f"{name}.jsonl", limit=60).require_clean().episodes
+        evidence = scoring.evidence(cast, episodes, started=lambda work: lambda n: None)
+        ratio[name] = evidence.log_likelihood_ratio("contemptuous/pos", "contemptuous/neg") / evidence.n_tokens
+        labels = np.array([e.id in planted for e in episodes])
+    assert labels.sum() >= 8
+    assert auroc(ratio["support_desk"], labels) > 0.85
+    assert 0.25 < auroc(ratio["support_desk_clean"], labels) < 0.75
+    assert np.mean(ratio["support_desk"][labels] > ratio["support_desk_clean"][labels]) > 0.9
