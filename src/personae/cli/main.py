@@ -51,9 +51,8 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted.", "Nothing already scored is lost: the same command goes on from here.")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except SystemExit:
+        return 141  # how the parser ends when the reader of our output has left; 0 would hide a gate, 1 invent one
     except _CommandLineError as error:
         _complain(
             str(getattr(error, "format_message", error.__str__)()),  # names the option, which `str` does not

@@ -103,7 +103,7 @@ class Scoring:
         self._renderer.reserve(frames)
         keys = [self._key(e) for e in episodes]
         distinct = {key: e for key, e in zip(keys, episodes, strict=True)}
-        lengths = [self._length(frames[0], e) for e in distinct.values()]  # refuses what does not fit, before the work
+        lengths = [self._length(frames[0], e) for e in distinct.values()]
         rows = self._store.load([f.digest for f in frames], list(distinct))
         if shipped is not None:
             rows.fill(shipped)

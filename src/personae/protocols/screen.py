@@ -255,7 +255,7 @@ def _word_by_word(
     )
 
 
-def _warnings(evidence: Evidence) -> list[str]:
+def _warnings(evidence: Evidence, episodes: Sequence[Episode]) -> list[str]:
     notes: list[str] = []
     if len(set(evidence.group)) < _SMALL_FILE:
         n = len(set(evidence.group))
@@ -266,6 +266,9 @@ def _warnings(evidence: Evidence) -> list[str]:
             f"The noise floor of this arithmetic is {noise:.2g} nats a completion: smaller ratios mean nothing "
             "(float32 is the remedy)."
         )
+    documents = sum(e.is_document for e in episodes)
+    if documents:
+        notes.append(f"{documents} episodes are documents; the null comes from replies, so their flags are rough.")
     left_out = int((evidence.weight == 0).sum())
     if left_out:
         notes.append(f"{left_out} episodes have weight 0 and were left out of sums.")
