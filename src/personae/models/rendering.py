@@ -143,14 +143,6 @@ class Renderer:
         kept = len(self.completion_ids(episode))
         return kept if kept < len(self._completion(episode)) else 0
 
-    def episode_key(self, episode: Episode) -> bytes:
-        """16 bytes that name what is scored: the content, and how much of it where it was truncated."""
-        ids = self.completion_ids(episode)
-        if len(ids) == len(self._completion(episode)):
-            return episode.content_digest
-        body = episode.content_digest + f"|first {len(ids)} tokens".encode()
-        return hashlib.blake2b(body, digest_size=16).digest()
-
     def render(self, frame: Frame, episode: Episode) -> Scorable:
         """Token ids of an episode under a frame, with the completion as the span."""
         completion = self.completion_ids(episode)

@@ -131,7 +131,7 @@ def screen(
         fdr=settings.fdr,
         n_reference=len(reference.episodes),
         n_topics=len({e.group for e in reference.episodes}),
-        notes=(*notes, *_warnings(evidence), *cut_note(renderer, episodes)),
+        notes=(*notes, *_warnings(evidence, episodes), *cut_note(renderer, episodes)),
     )
     return result, evidence
 
