@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q --no-compile -c constraints.txt
 
-.PHONY: demo test setup check fmt types docs bench clean help
+.PHONY: demo test setup check fmt clean help
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)

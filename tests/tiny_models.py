@@ -73,6 +73,8 @@ _TRAINING_TEXT = (
     "My order has not arrived and I am tired of waiting. Can you look into it? I will check where it is today.",
     "Explain in two sentences why the sky is blue. Air scatters short wavelengths of light more than long ones.",
     "system\nuser\nassistant\nmodel\n\nQuestion: Answer: the that this with from your",
+    # Runs of newlines become tokens of their own, so that text cut between them is tokenized otherwise.
+    "one\n\n\ntwo\n\n\nthree\n\n\nfour\n\n\n",
 )
 
 

@@ -5,7 +5,7 @@ statement is scored as the reply to one neutral question under both poles of `be
 instructions were written from the behaviour's name alone. Behaviours 0-11 of that file were used to choose
 how paraphrases combine; the default here are the ones after them, which were not looked at.
 
-    python benchmarks/separation/run.py --model smollm2 --data FOLDER
+    python -m benchmarks.separation.run --model smollm2 --data FOLDER
 """
 
 from __future__ import annotations

@@ -203,5 +203,5 @@ def _memory_errors() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(
             f"the batch did not fit the memory: {error}",
-            hint="Close other programs, use a smaller model, or truncate long rows with --max-tokens.",
+            hint="Close other programs, use a smaller model, or cut long rows with --truncate.",
         ) from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from personae.domain.episode import Episode, Turn
@@ -98,6 +101,12 @@ def no_noise_floor(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches a frame, so that a run can stop in the middle of one."""
     monkeypatch.setattr(scoring_module, "_BATCH_EPISODES", 4)
+
+
+def pairs_in(root: Path) -> list[tuple[bytes, bytes]]:
+    """Frame and episode of every row in the store."""
+    tables = [pq.read_table(p) for p in root.glob("*/seg-*.parquet")]
+    return [pair for t in tables for pair in zip(t["frame"].to_pylist(), t["episode"].to_pylist(), strict=True)]
 
 
 def same_bits(a: Evidence, b: Evidence) -> bool:
@@ -269,6 +278,9 @@ def test_a_resumed_run_keeps_its_batches(tiny_models, tmp_path: Path):
     theirs[np.ix_([0, 1, 2, 3, 5, 6], [7, 9, 11])] = True
     ours = ~theirs
     assert np.array_equal(evidence.frame_log_likelihood[ours], whole.frame_log_likelihood[ours])
+    # What was known is not stored a second time with other bits.
+    stored = pairs_in(tmp_path / "stopped")
+    assert len(stored) == len(set(stored)) == N_FRAMES * len(EPISODES)
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -303,9 +315,6 @@ def test_pieces_are_written_while_the_run_goes_on(model: Counting, tmp_path: Pat
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_was_stored(model: Counting, tmp_path: Path, monkeypatch):
-    import errno
-    import os
-
     monkeypatch.setattr(scoring_module, "_SECONDS_BETWEEN_PIECES", -1.0)
     sync, calls = os.fsync, []
 
@@ -361,8 +370,6 @@ def test_the_impossible_is_stored_as_such(model: Counting, tmp_path: Path):
 
 
 def test_shipped_rows_are_not_scored(model: Counting, tmp_path: Path):
-    import pyarrow.parquet as pq
-
     first = Bench(model, tmp_path / "theirs")
     evidence = first(episodes=EPISODES[:10])
     (piece,) = first.store.folder.glob("seg-*.parquet")

@@ -248,6 +248,7 @@ def test_completion_text_joins_to_the_completion(tokenizer):
         "👩‍👩‍👧 and 🇫🇷",
         "日本語",
         "a\ufffdb",
+        "\ufffd first",
         "ends in \ufffd",
         "\ufffd\ufffd",
         "é",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -116,8 +117,6 @@ def test_a_damaged_piece_is_set_aside_and_not_read(store: EvidenceStore, damage)
 
 def test_a_whole_piece_of_another_kind_is_set_aside(store: EvidenceStore):
     """A file whose name fits its bytes and whose bytes are no table."""
-    import hashlib
-
     body = b"not a table"
     name = f"seg-{hashlib.blake2b(body, digest_size=12).hexdigest()}.parquet"
     (store.folder / name).write_bytes(body)
