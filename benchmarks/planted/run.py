@@ -41,8 +41,10 @@ def main() -> None:
     parser.add_argument("--paraphrases", type=int, default=4)
     parser.add_argument("--rows-per-file", type=int, default=10)
     parser.add_argument("--planted", type=int, default=10)
+    parser.add_argument("--without", default="", help="planted traits to leave out, comma-separated")
     args = parser.parse_args()
     planted, ordinary = read("planted", "trait", args.planted), read("ordinary", "file", args.rows_per_file)
+    planted = {k: v for k, v in planted.items() if k not in args.without.split(",")}
     core = load_casts(["core"])
     traits = tuple(t for t in core.traits if t.id in planted)
     cast = Cast("planted", traits).limit_paraphrases(args.paraphrases)

@@ -18,6 +18,7 @@ from personae.report.text import clean
 
 # The root of typer's usage errors, which typer exports only through its subclasses.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+_INTERRUPTED = 130  # what typer makes of Ctrl-C, by the custom of shells
 
 app = typer.Typer(
     name="personae",
@@ -40,17 +41,17 @@ def run(arguments: list[str]) -> int:
     debug = os.environ.get("PERSONAE_DEBUG") == "1"
     try:
         result = app(arguments or ["--help"], standalone_mode=False)
+        if result == _INTERRUPTED:
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except PersonaeError as error:
         if debug:
             raise
         _complain(str(error), error.hint)
         return error.exit_status
-    except typer.Exit as request:
-        return request.exit_code
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted.", "Nothing already scored is lost: the same command goes on from here.")
-        return 130
+        return _INTERRUPTED
     except SystemExit:
         return 141  # how the parser ends when the reader of our output has left; 0 would hide a gate, 1 invent one
     except _CommandLineError as error:

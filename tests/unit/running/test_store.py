@@ -115,6 +115,15 @@ def test_a_damaged_piece_is_set_aside_and_not_read(store: EvidenceStore, damage)
     assert len(store.set_aside) == 1
 
 
+def test_no_flipped_bit_is_ever_believed(store: EvidenceStore):
+    store.put(items_of([-1.0 / k for k in range(1, 30)]))
+    (piece,) = pieces(store)
+    body = piece.read_bytes()
+    for at in range(0, len(body), 3):
+        piece.write_bytes(body[:at] + bytes([body[at] ^ (1 << at % 8)]) + body[at + 1 :])
+        assert np.isnan(load(store, 29)).all(), at
+
+
 def test_a_whole_piece_of_another_kind_is_set_aside(store: EvidenceStore):
     """A file whose name fits its bytes and whose bytes are no table."""
     body = b"not a table"
