@@ -450,19 +450,16 @@ def test_commands_that_need_no_model_load_nothing_heavy(data_file: Path) -> None
 
 
 def test_both_ways_to_start_the_program_end_with_its_status(data_file: Path, tmp_path: Path) -> None:
-    starts = [[sys.executable, "-m", "personae"]]
-    script = Path(sys.executable).with_name("personae")
-    if script.is_file():
-        starts.append([str(script)])
-    for start in starts:
-        fine, bad = (
-            subprocess.run([*start, "validate", str(p), "--json"], capture_output=True, text=True, check=False)
-            for p in (data_file, tmp_path / "none.jsonl")
-        )
-        assert (fine.returncode, fine.stderr) == (0, "")
-        assert json.loads(fine.stdout)["n_rows"] == 24
-        assert (bad.returncode, bad.stdout) == (2, "")
-        assert bad.stderr.startswith("error: ")
+    module, script = [sys.executable, "-m", "personae"], Path(sys.executable).with_name("personae")
+    starts = {data_file: [str(script)] if script.is_file() else module, tmp_path / "none.jsonl": module}
+    fine, bad = (
+        subprocess.run([*start, "validate", str(path), "--json"], capture_output=True, text=True, check=False)
+        for path, start in starts.items()
+    )
+    assert (fine.returncode, fine.stderr) == (0, "")
+    assert json.loads(fine.stdout)["n_rows"] == 24
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("error: ")
 
 
 def test_a_reader_that_leaves_early_is_neither_a_gate_nor_a_traceback(data_file: Path) -> None:
