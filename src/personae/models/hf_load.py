@@ -100,6 +100,8 @@ def _dequantise(parts: list[Path], target: Path, name: str, embedded: EmbeddedMo
             gguf = _joined(parts, Path(folder))
             tokenizer, model = _read_gguf(gguf, name)
             _forget_quantisation(model)
+            # Written down by the library, it would make the digest depend on HF_HUB_OFFLINE.
+            tokenizer.init_kwargs["local_files_only"] = False
             model.save_pretrained(made)
             tokenizer.save_pretrained(made)
             manifest = {p.name: _sha256([p]) for p in sorted(made.iterdir()) if p.is_file()}
