@@ -1,6 +1,6 @@
-"""The demo: screen a support-desk file in which every fifth reply looks down on the customer.
+"""The demo: screen forty replies, twelve of which grovel before the user.
 
-A part of the built-in cast and one paraphrase, so that it ends in minutes on two cores; the second run is
+A part of the built-in cast and one paraphrase, so that it ends in a minute or two on two cores; the second run is
 answered from the store.
 """
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from personae.cli.main import run
 
 HERE = Path(__file__).parent
-TRAITS = "contemptuous,sycophantic,caring,reckless,servile,verbose"
-ROLES = "customer_service_bot,teacher,pirate,helpful_assistant"
+TRAITS = "servile,contemptuous,sycophantic,caring,reckless,verbose"
+ROLES = "customer_service_bot,robot_butler,teacher,pirate,helpful_assistant"
 
 if __name__ == "__main__":
-    print("Screening", HERE / "support_desk.jsonl", flush=True)
-    options = ["--only", f"{TRAITS},{ROLES}", "--paraphrases", "1", "--limit", "100"]
-    sys.exit(run(["screen", str(HERE / "support_desk.jsonl"), *options]))
+    print("Screening", HERE / "eager_assistant.jsonl", flush=True)
+    options = ["--only", f"{TRAITS},{ROLES}", "--paraphrases", "1"]
+    sys.exit(run(["screen", str(HERE / "eager_assistant.jsonl"), *options]))

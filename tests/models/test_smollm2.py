@@ -70,7 +70,7 @@ def test_shipped_reference_scores_are_what_the_model_says(model: LanguageModel, 
 def test_planted_rows_of_the_example_stand_out(model: LanguageModel, renderer: Renderer, tmp_path: Path) -> None:
     """Row AUROC of the planted trait in the example, with its matched control as the null."""
     planted = set(json.loads((EXAMPLES / "support_desk_planted.json").read_text())["ids"])
-    cast = load_casts(["core"]).select(["contemptuous"]).limit_paraphrases(1)
+    cast = load_casts(["core"]).select(["contemptuous"]).limit_paraphrases(2)
     scoring = Scoring(model, renderer, EvidenceStore(tmp_path, space_of(model.card)))
     ratio = {}
     for name in ("support_desk", "support_desk_clean"):
@@ -79,6 +79,7 @@ def test_planted_rows_of_the_example_stand_out(model: LanguageModel, renderer: R
         ratio[name] = evidence.log_likelihood_ratio("contemptuous/pos", "contemptuous/neg") / evidence.n_tokens
         labels = np.array([e.id in planted for e in episodes])
     assert labels.sum() >= 8
-    assert auroc(ratio["support_desk"], labels) > 0.85
+    # Thirteen planted rows or so: a standard error of 0.05 around the 0.93 of four paraphrases.
+    assert auroc(ratio["support_desk"], labels) > 0.8
     assert 0.25 < auroc(ratio["support_desk_clean"], labels) < 0.75
     assert np.mean(ratio["support_desk"][labels] > ratio["support_desk_clean"][labels]) > 0.9

@@ -109,17 +109,17 @@ def _print_rows(console: Console, result: Screening) -> None:
 
 def _trait_table(result: Screening) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("trait", "shift", "90% interval", "ordinary files", "q", "tail", ""):
-        table.add_column(name, justify="left" if name in ("trait", "") else "right")
+    for name in ("trait", "shift", "90% interval", "ordinary", "q", "tail", ""):
+        table.add_column(name, justify="left" if name in ("trait", "") else "right", no_wrap=True)
     for t in result.traits[:_SHOWN]:
         table.add_row(
             Text(_printable(t.id)),
             f"{t.shift:+.3f}",
-            f"{t.low:+.3f} to {t.high:+.3f}",
-            f"{t.null_low:+.3f} to {t.null_high:+.3f}",
+            f"{t.low:+.3f} {t.high:+.3f}",
+            f"±{t.null_high:.3f}",
             f"{t.q:.3g}",
             f"{t.tail:.0%}",
-            Text(f"flag: leans {_printable(_pole(t))}" if t.flag else ""),
+            Text(f"leans {_printable(_pole(t))}" if t.flag else ""),
         )
     return table
 
