@@ -22,7 +22,7 @@ from personae.numerics.logspace import softmax
 Floats = NDArray[np.float64]
 
 # Power on the likelihood until `calibrate` fits one for a model and cast: the token model of a small LM is
-# over-confident about who speaks. Fitted on labelled rows outside the reference; NOTES.md has the figures.
+# over-confident about who speaks. A provisional value, chosen and not calibrated; every result names it.
 DEFAULT_ETA = 0.25
 
 
