@@ -28,8 +28,9 @@ demo: $(VENV)/runtime ## screen a shipped example and print the findings
 
 setup: $(VENV)/develop ## install everything for development
 
+# One thread: the tiny models of the tests lose more to waiting threads than they gain.
 test: $(VENV)/develop ## every test CI runs
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(VENV)/develop ## format, lint, types, import contracts, spelling
 	@$(BIN)/ruff format --check src tests benchmarks examples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -307,3 +308,27 @@ def test_noise_floor_is_small_and_not_hidden(tiny_model: HFModel):
     items = [Scorable((*ids[:20], *ids[20 : 40 + k]), 25, 20) for k in range(10)]
     assert 0 <= noise_floor(tiny_model, items) < 1e-3
     assert noise_floor(PaddingLeaks(tiny_model), items) > 0.01
+
+
+def test_a_model_that_scales_its_logits_is_refused(
+    tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Granite-like scaling after the vocabulary matrix would be silently lost."""
+    from transformers import LlamaForCausalLM
+
+    from personae.errors import MissingCapability
+    from personae.models.catalogue import resolve
+    from personae.models.hf_load import load_hf
+
+    plain = LlamaForCausalLM.forward
+
+    def scaled(self: LlamaForCausalLM, *args: object, **kwargs: object) -> object:
+        output = plain(self, *args, **kwargs)
+        output.logits = output.logits / 4
+        return output
+
+    source = resolve(str(tiny_folders["llama"]))
+    load_hf(source)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
+    with pytest.raises(MissingCapability, match="changes its logits"):
+        load_hf(source)

@@ -74,12 +74,12 @@ def test_planted_rows_of_the_example_stand_out(model: LanguageModel, renderer: R
     scoring = Scoring(model, renderer, EvidenceStore(tmp_path, space_of(model.card)))
     ratio = {}
     for name in ("support_desk", "support_desk_clean"):
-        episodes = read_episodes(EXAMPLES / f"{name}.jsonl", limit=60).require_clean().episodes
+        episodes = read_episodes(EXAMPLES / f"{name}.jsonl", limit=48).require_clean().episodes
         evidence = scoring.evidence(cast, episodes, started=lambda work: lambda n: None)
         ratio[name] = evidence.log_likelihood_ratio("contemptuous/pos", "contemptuous/neg") / evidence.n_tokens
         labels = np.array([e.id in planted for e in episodes])
-    assert labels.sum() >= 8
-    # Thirteen planted rows or so: a standard error of 0.05 around the 0.93 of four paraphrases.
+    assert labels.sum() >= 6
+    # Ten planted rows or so: a standard error of 0.06 around the 0.93 of four paraphrases.
     assert auroc(ratio["support_desk"], labels) > 0.8
     assert 0.25 < auroc(ratio["support_desk_clean"], labels) < 0.75
     assert np.mean(ratio["support_desk"][labels] > ratio["support_desk_clean"][labels]) > 0.9

@@ -24,12 +24,12 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from personae.errors import CorruptModel, InvalidSettings, ModelNotFound, StorageError
+from personae.errors import CorruptModel, InvalidSettings, MissingCapability, ModelNotFound, StorageError
 from personae.models.catalogue import EmbeddedModel, ModelSource, home
 from personae.models.hf import HFModel
 from personae.models.hf_kernel import pack_linears, packed_kernel_helps
 from personae.models.hf_tokenizer import HFTokenizer
-from personae.models.protocol import ModelCard
+from personae.models.protocol import ModelCard, Scorable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Error of one token's log-probability against float64, nats, seen on the embedded models with a margin.
@@ -65,7 +65,9 @@ def load_hf(source: ModelSource, *, device: str = "auto", dtype: str = "float32"
     model.requires_grad_(requires_grad=False)
     card = _card(source, folder, model, tokenizer, dtype, where)  # before packing hides the weights
     kernel = _choose_kernel(model, dtype, where)
-    return HFModel(model, tokenizer, replace(card, kernel=kernel))
+    loaded = HFModel(model, tokenizer, replace(card, kernel=kernel))
+    _check_head(loaded)
+    return loaded
 
 
 def local_folder(source: ModelSource) -> Path:
@@ -196,6 +198,28 @@ def _complete_model(folder: str, **options: object) -> PreTrainedModel:
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, among them {missing[0]}")
     return model
+
+
+def _check_head(loaded: HFModel) -> None:
+    """Compare our logits at chosen positions with the model's own, once, on a few tokens.
+
+    Some families scale or shift their logits after the vocabulary matrix in ways we do not repeat.
+
+    Raises:
+        MissingCapability: If they differ.
+    """
+    ids = tuple(range(1, 9))
+    ours = torch.from_numpy(loaded.score([Scorable(ids, 1)])[0].log_probs)
+    with torch.inference_mode():
+        batch = torch.tensor([ids], device=loaded.module.device)
+        log_p = torch.log_softmax(loaded.module(input_ids=batch, use_cache=False).logits[0, :-1].float(), -1)
+    theirs = log_p.gather(-1, batch[0, 1:, None])[:, 0].cpu()
+    gap = float((ours - theirs).abs().max())
+    if not gap <= loaded.card.tolerance:
+        raise MissingCapability(
+            f"'{loaded.card.name}' changes its logits in a way personae does not repeat (gap {gap:.2g} nats a token).",
+            hint="Its scores would be wrong, so it cannot be used yet.",
+        )
 
 
 def _device(name: str) -> torch.device:
