@@ -184,7 +184,7 @@ def lay_out_a_run(folder: Path) -> None:
     run = folder / "runs" / "first"
     run.mkdir(parents=True)
     result = made_up_screening()
-    screen._write_tables(run, result, result.ledger.n_tokens.tolist())
+    screen._write_ledger(run, result)
     write_json(folder / "finding.json", screening_json(result, report=run / "report.html", run=run))
     columns = score._columns(Cast("c", (), (Persona("rude", ("a",)),)), made_up_evidence())
     write_table(run / "evidence.parquet", columns, {"unit": "nats"})

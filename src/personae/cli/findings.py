@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from personae.report.finding import finding
-from personae.tables.forecast import UNIT, Screening, TraitShift
+from personae.tables.forecast import UNIT, Screening
 
 _LISTED_EPISODES = 50
 _SHOWN = 8
@@ -63,9 +62,7 @@ def _episodes(result: Screening) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for trait in shown:
         k = ledger.traits.index(trait.id)
-        sign = 1.0 if trait.direction == "pos" else -1.0
-        towards = sign * ledger.z[:, k] * np.sign(ledger.weight)  # a rejected reply counts the other way
-        for i in np.argsort(-towards, kind="stable")[:_LISTED_EPISODES]:
+        for i in ledger.order_towards(trait)[:_LISTED_EPISODES]:
             rows.append(
                 {
                     "id": ledger.episodes[i],
@@ -100,11 +97,11 @@ def _print_rows(console: Console, result: Screening) -> None:
     traits = {t.id: t for t in result.traits}
     shown = list(dict.fromkeys(row.trait for row in result.telling))
     for name in shown:
-        sign = 1.0 if traits[name].direction == "pos" else -1.0
-        console.print(Text(f"\nRows that speak most for '{_printable(_pole(traits[name]))}':"))
+        trait = traits[name]
+        console.print(Text(f"\nRows that speak most for '{_printable(trait.leaning)}':"))
         for row in [r for r in result.telling if r.trait == name][: _SHOWN // len(shown)]:
             text = "".join(row.tokens).strip().replace("\n", " ")
-            console.print(Text(f"  line {row.line:>5}  {sign * row.llr:+7.1f} nats  {_printable(text)[:90]}"))
+            console.print(Text(f"  line {row.line:>5}  {trait.sign * row.llr:+7.1f} nats  {_printable(text)[:90]}"))
 
 
 def _trait_table(result: Screening) -> Table:
@@ -119,13 +116,9 @@ def _trait_table(result: Screening) -> Table:
             f"±{t.null_high:.3f}",
             f"{t.q:.3g}",
             f"{t.tail:.0%}",
-            Text(f"leans {_printable(_pole(t))}" if t.flag else ""),
+            Text(f"leans {_printable(t.leaning)}" if t.flag else ""),
         )
     return table
-
-
-def _pole(trait: TraitShift) -> str:
-    return trait.positive if trait.direction == "pos" else trait.negative
 
 
 def _persona_table(result: Screening) -> Table:

@@ -7,14 +7,13 @@ refused before a model is loaded.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from personae.domain.episode import Episode
 from personae.domain.persona import Cast
 from personae.errors import InvalidSettings
 from personae.files.casts import built_in_casts, load_casts
@@ -72,6 +71,7 @@ class Workbench:
 
     model: LanguageModel
     renderer: Renderer
+    store: EvidenceStore
     scoring: Scoring
     space: str
 
@@ -110,14 +110,19 @@ def read_inputs(settings: ScoringSettings) -> Inputs:
 
 
 def open_workbench(settings: ScoringSettings) -> Workbench:
-    """Load the model and open its store."""
+    """Load the settings' model, saying so, and open its store."""
     resolve(settings.model)  # an unknown name is told before the message
     say(f"Loading {settings.model} …", quiet=settings.quiet)
-    model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
-    renderer = Renderer(model.tokenizer, context_length=model.card.context_length, truncate=settings.truncate)
+    return open_model(settings.model, device=settings.device, dtype=settings.dtype, truncate=settings.truncate)
+
+
+def open_model(name: str, *, device: str = "auto", dtype: str = "float32", truncate: bool = False) -> Workbench:
+    """Load a model and open its store."""
+    model = load_model(name, device=device, dtype=dtype)
+    renderer = Renderer(model.tokenizer, context_length=model.card.context_length, truncate=truncate)
     space = space_of(model.card)
     store = EvidenceStore(home() / "evidence", space)
-    return Workbench(model, renderer, Scoring(model, renderer, store), space)
+    return Workbench(model, renderer, store, Scoring(model, renderer, store), space)
 
 
 @contextmanager
@@ -137,13 +142,3 @@ def say(text: str, *, quiet: bool) -> None:
     """A line on standard error, where results never go."""
     if not quiet:
         Console(stderr=True, highlight=False, soft_wrap=True).print(clean(text), markup=False)
-
-
-def check_weights(episodes: Sequence[Episode]) -> None:
-    """Refuse a file in which nothing counts.
-
-    Raises:
-        InvalidSettings: If every weight is 0.
-    """
-    if not any(e.weight for e in episodes):
-        raise InvalidSettings("every episode has weight 0: there is nothing to screen.")

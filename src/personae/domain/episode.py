@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from personae.errors import InputError
+from personae.errors import InputError, InvalidSettings
 
 SPEAKERS = ("system", "user", "assistant")
 # What separates the parts of a digest must not stand inside them, or two contents could share one key.
@@ -81,3 +82,13 @@ def _check_turns(context: tuple[Turn, ...]) -> None:
             )
     if len(body) % 2 == 0 and body:
         raise InputError("roles out of order: two assistant turns in a row")
+
+
+def require_weight(episodes: Iterable[Episode]) -> None:
+    """Refuse episodes of which none counts.
+
+    Raises:
+        InvalidSettings: If every weight is 0.
+    """
+    if not any(e.weight for e in episodes):
+        raise InvalidSettings("every episode has weight 0: there is nothing to screen.")

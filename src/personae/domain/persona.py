@@ -10,7 +10,7 @@ Not here: reading casts from files (`files.casts`), how an instruction becomes t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,10 +140,10 @@ class Cast:
         """The cast with at most the first `n` instructions of every persona."""
 
         def cut(p: Persona) -> Persona:
-            return Persona(p.id, p.instructions[:n], p.label, p.kind, p.description)
+            return replace(p, instructions=p.instructions[:n])
 
-        traits = tuple(Trait(t.id, cut(t.pos), cut(t.neg), t.description) for t in self.traits)
-        return Cast(self.id, traits, tuple(cut(r) for r in self.roles), self.prior, self.description)
+        traits = tuple(replace(t, pos=cut(t.pos), neg=cut(t.neg)) for t in self.traits)
+        return replace(self, traits=traits, roles=tuple(cut(r) for r in self.roles))
 
 
 def _kept(prior: Mapping[str, float], traits: tuple[Trait, ...], roles: tuple[Persona, ...]) -> dict[str, float]:

@@ -153,11 +153,11 @@ def trait_shifts(file: Ratios, reference: Ratios, *, seed: int = 0, n_draws: int
     low, high = _interval(file, reference, np.random.default_rng(seed), n_draws)
     null_sd = _null_sd(file, ordinary, reference)
     df = _degrees_of_freedom(null_sd, ordinary)
-    t = np.divide(shift, null_sd, out=np.zeros_like(shift), where=null_sd > 0)
+    t = _standardised(shift, null_sd**2)
     p_location = 2 * stats.t.sf(np.abs(t), df)
     reach = stats.t.ppf(0.975, df) * null_sd
-    row_sd = np.sqrt(ordinary.token_variance * n + (ordinary.row_variance + ordinary.topic_sd**2) * n**2)
-    z = np.divide(file.llr - ordinary.mean * n, row_sd, out=np.zeros_like(file.llr), where=row_sd > 0)
+    row_variance = ordinary.token_variance * n + (ordinary.row_variance + ordinary.topic_sd**2) * n**2
+    z = _standardised(file.llr - ordinary.mean * n, row_variance)
     p_tail, tail, tail_sign = _tail_test(file, ordinary)
     by_tail = p_tail < p_location
     sign = np.where(by_tail, tail_sign, np.where(shift < 0, -1.0, 1.0))
@@ -193,11 +193,14 @@ def _variance_parts(squares: Floats, n: Floats) -> tuple[Floats, Floats]:
     return token, row
 
 
+def _standardised(deviation: Floats, variance: Floats) -> Floats:
+    """Deviations in standard deviations; 0 where nothing varies."""
+    return np.divide(deviation, np.sqrt(variance), out=np.zeros_like(deviation), where=variance > 0)
+
+
 def _centred_z(llr: Floats, n: Floats, spread: Floats) -> Floats:
     """Rows in standard deviations around their own file's (or topic's) median rate."""
-    centre = np.median(llr / n, axis=0)
-    sd = np.sqrt(spread)
-    return np.divide(llr - centre * n, sd, out=np.zeros_like(llr), where=sd > 0)
+    return _standardised(llr - np.median(llr / n, axis=0) * n, spread)
 
 
 def _left_out_z(llr: Floats, n: Floats, spread: Floats) -> Floats:
@@ -211,8 +214,7 @@ def _left_out_z(llr: Floats, n: Floats, spread: Floats) -> Floats:
         return np.zeros_like(llr)
     rate = llr / n
     centre = np.stack([np.median(np.delete(rate, i, axis=0), axis=0) for i in range(m)])
-    sd = np.sqrt(spread * (1 + np.pi / 2 / (m - 1)))
-    return np.divide(llr - centre * n, sd, out=np.zeros_like(llr), where=sd > 0)
+    return _standardised(llr - centre * n, spread * (1 + np.pi / 2 / (m - 1)))
 
 
 def _overdispersion(beyond: NDArray[np.bool_], index: NDArray[np.int64], rows: Floats) -> Floats:

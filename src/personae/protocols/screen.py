@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from personae.domain.episode import Episode
+from personae.domain.episode import Episode, require_weight
 from personae.domain.persona import BACKGROUND, Cast, Trait
 from personae.errors import InvalidSettings
 from personae.inference.mixture import DEFAULT_ETA, fit_mixture, sum_by_group
@@ -101,8 +101,7 @@ def screen(
     Raises:
         InvalidSettings: If every episode has weight 0.
     """
-    if not any(e.weight for e in episodes):
-        raise InvalidSettings("every episode has weight 0: there is nothing to screen.")
+    require_weight(episodes)
     traits_only = Cast(cast.id, cast.traits, (), {}, cast.description)
     ordinary = (
         scoring.evidence(traits_only, reference.episodes, started=started[0], shipped=reference.shipped)
@@ -223,9 +222,7 @@ def _telling(
     found: list[TellingEpisode] = []
     for trait in shown:
         k = ledger.traits.index(trait.id)
-        sign = 1.0 if trait.direction == "pos" else -1.0
-        best = np.argsort(-sign * ledger.z[:, k] * np.sign(ledger.weight), kind="stable")
-        for i in best[: max(1, n_telling // len(shown))]:
+        for i in ledger.order_towards(trait)[: max(1, n_telling // len(shown))]:
             episode = texts[ledger.episodes[i]]
             found.append(_word_by_word(scoring, renderer, cast, trait, episode, float(ledger.z[i, k])))
     return tuple(found)
@@ -257,8 +254,8 @@ def _word_by_word(
 
 def _warnings(evidence: Evidence, episodes: Sequence[Episode]) -> list[str]:
     notes: list[str] = []
-    if len(set(evidence.group)) < _SMALL_FILE:
-        n = len(set(evidence.group))
+    n = len(set(evidence.group))
+    if n < _SMALL_FILE:
         notes.append(f"The file has only {n} conversations: intervals are rough and small shifts are missed.")
     noise = evidence.provenance.get("noise_floor_nats")
     if isinstance(noise, float) and noise > _WORRYING_NOISE:

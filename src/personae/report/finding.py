@@ -13,11 +13,6 @@ _NAMED = 3
 _LONGEST = 60  # characters of a label
 
 
-def leaning(trait: TraitShift) -> str:
-    """Label of the pole the file leans to."""
-    return trait.positive if trait.direction == "pos" else trait.negative
-
-
 def finding(screening: Screening) -> str:
     """The finding as one sentence of plain text."""
     return "".join(words for words, _ in finding_pieces(screening))
@@ -48,7 +43,7 @@ def _labels(traits: tuple[TraitShift, ...]) -> list[tuple[str, bool]]:
     for i, trait in enumerate(traits):
         if i:
             pieces.append((" and " if i == len(traits) - 1 else ", ", False))
-        pieces.append((shorten(" ".join(clean(leaning(trait)).split()), _LONGEST), True))
+        pieces.append((shorten(" ".join(clean(trait.leaning).split()), _LONGEST), True))
     return pieces
 
 

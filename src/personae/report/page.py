@@ -14,17 +14,15 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import jinja2
 from markupsafe import Markup
 
 from personae.domain.persona import BACKGROUND
-from personae.errors import StorageError
 from personae.report import figures, text
 from personae.report.finding import finding, finding_pieces
 from personae.report.ledger import MAX_ROWS, PLAIN_ROWS, ledger_view
@@ -53,29 +51,6 @@ class ShownEpisode:
     tokens: tuple[Token, ...]
     positive: str
     negative: str
-
-
-def write_report(screening: Screening, path: Path) -> Path:
-    """Write the report whole or not at all.
-
-    Returns:
-        `path`.
-
-    Raises:
-        StorageError: If it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.writing")
-    body = render_report(screening).encode("utf-8")
-    try:
-        temporary.write_bytes(body)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"the report {path} cannot be written: {error.strerror or error}.",
-            hint="Free some space or choose another folder with --out.",
-        ) from error
-    return path
 
 
 def render_report(screening: Screening) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -86,6 +86,15 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
         StorageError: If it cannot be written.
     """
     body = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False, default=str)
+    write_text(path, body)
+
+
+def write_text(path: Path, body: str) -> None:
+    """Write a UTF-8 text whole or not at all.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
     _write(path, lambda p: p.write_text(body, encoding="utf-8"))
 
 
@@ -99,10 +108,9 @@ def write_table(path: Path, columns: Mapping[str, Sequence[object] | pa.Array], 
     _write(path, lambda p: pq.write_table(table, p, compression="zstd"))
 
 
-def _write(path: Path, write: object) -> None:
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        assert callable(write)
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:

@@ -51,6 +51,16 @@ class TraitShift:
     tail: float
     n: int
 
+    @property
+    def sign(self) -> float:
+        """+1 or -1: turns numbers that point to `positive` into numbers that point to the pole leant to."""
+        return 1.0 if self.direction == "pos" else -1.0
+
+    @property
+    def leaning(self) -> str:
+        """Label of the pole the file leans to."""
+        return self.positive if self.direction == "pos" else self.negative
+
 
 @dataclass(frozen=True, slots=True)
 class PersonaWeight:
@@ -111,6 +121,14 @@ class RowLedger:
     traits: tuple[str, ...]
     llr: NDArray[np.float64]
     z: NDArray[np.float64]
+
+    def order_towards(self, trait: TraitShift) -> NDArray[np.int64]:
+        """Rows by how much they speak for the pole the file leans to, the strongest first, shape (n_episodes,).
+
+        A rejected reply counts the other way.
+        """
+        towards = trait.sign * self.z[:, self.traits.index(trait.id)] * np.sign(self.weight)
+        return np.argsort(-towards, kind="stable")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

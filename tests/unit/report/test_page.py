@@ -17,8 +17,9 @@ from personae.errors import StorageError
 from personae.report import figures
 from personae.report.finding import finding
 from personae.report.ledger import embed
-from personae.report.page import render_report, write_report
+from personae.report.page import render_report
 from personae.report.text import clean
+from personae.running.run import write_text
 from personae.tables.forecast import Screening
 
 Build = Callable[..., Screening]
@@ -137,7 +138,8 @@ def test_charts_escape_their_labels(small: Screening, rewrite: Rewrite, text: st
 
 def test_hidden_characters_become_visible(build: Build, rewrite: Rewrite, tmp_path: Path) -> None:
     text = "".join(HOSTILE.values()) + "\r\nend"
-    path = write_report(rewrite(build(n_rows=3, n_traits=1, n_flagged=1), text), tmp_path / "report.html")
+    path = tmp_path / "report.html"
+    write_text(path, render_report(rewrite(build(n_rows=3, n_traits=1, n_flagged=1), text)))
     body = path.read_bytes().decode("utf-8")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", body)
     assert "a[U+202E]b[U+2066]c" in body
@@ -307,11 +309,11 @@ def test_heat_shades_by_size_and_sign(small: Screening) -> None:
 
 def test_report_that_cannot_be_written_says_so(small: Screening, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be written"):
-        write_report(small, tmp_path / "absent" / "report.html")
+        write_text(tmp_path / "absent" / "report.html", render_report(small))
     folder = tmp_path / "report.html"
     folder.mkdir()
     with pytest.raises(StorageError, match="cannot be written"):
-        write_report(small, folder)
+        write_text(folder, render_report(small))
     assert list(tmp_path.iterdir()) == [folder]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +12,13 @@ import typer
 from personae.cli import options as opt
 from personae.cli.findings import print_findings, screening_json
 from personae.cli.gate import parse_gates
-from personae.cli.workbench import ScoringSettings, announced, check_weights, open_workbench, read_inputs, say
+from personae.cli.workbench import ScoringSettings, announced, open_workbench, read_inputs, say
+from personae.domain.episode import require_weight
 from personae.files.reference import load_reference, shipped_rows
 from personae.inference.mixture import DEFAULT_ETA
 from personae.models.catalogue import DEFAULT_MODEL
 from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
-from personae.running.run import make_run_folder, provenance, write_json, write_table
+from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
 from personae.tables.forecast import Screening
 
 NAME = "screen"
@@ -86,12 +87,12 @@ def command(
 
 def execute(settings: Settings) -> int:
     """Run a screening and give the exit status."""
-    from personae.report.page import write_report  # charts are slow to import, and `--help` needs none
+    from personae.report.page import render_report  # charts are slow to import, and `--help` needs none
 
     chosen = ScreenSettings(eta=settings.eta, fdr=settings.fdr, seed=settings.seed)
     inputs = read_inputs(settings)
     gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
-    check_weights(inputs.data.episodes)
+    require_weight(inputs.data.episodes)
     ordinary = load_reference(settings.reference)
     folder = make_run_folder(settings.out, NAME)
     bench = open_workbench(settings)
@@ -112,9 +113,10 @@ def execute(settings: Settings) -> int:
             notes=inputs.notes,
         )
     made = provenance(inputs.paths, seed=settings.seed) | dict(evidence.provenance)
-    result = _with_provenance(result, made)
-    report = write_report(result, folder / "report.html")
-    _write_tables(folder, result, evidence.n_tokens.tolist())
+    result = replace(result, provenance=made)
+    report = folder / "report.html"
+    write_text(report, render_report(result))
+    _write_ledger(folder, result)
     summary = screening_json(result, report=report, run=folder)
     write_json(folder / "run.json", {"command": NAME, "settings": settings.to_dict(), **made, "result": summary})
     by_id = {t.id: t for t in result.traits}
@@ -128,12 +130,7 @@ def execute(settings: Settings) -> int:
     return 1 if tripped else 0
 
 
-def _with_provenance(result: Screening, made: dict[str, object]) -> Screening:
-    values = {f.name: getattr(result, f.name) for f in fields(result)}
-    return Screening(**{**values, "provenance": made})
-
-
-def _write_tables(folder: Path, result: Screening, n_tokens: list[int]) -> None:
+def _write_ledger(folder: Path, result: Screening) -> None:
     ledger = result.ledger
     n, k = ledger.llr.shape
     notes = {"unit": "nats, summed over completion tokens", "model": result.model, "cast": result.cast}
@@ -144,7 +141,7 @@ def _write_tables(folder: Path, result: Screening, n_tokens: list[int]) -> None:
             "line": ledger.line.repeat(k),
             "trait": list(ledger.traits) * n,
             "llr": ledger.llr.ravel(),
-            "n_tokens": [count for count in n_tokens for _ in range(k)],
+            "n_tokens": ledger.n_tokens.repeat(k),
             "z": ledger.z.ravel(),
         },
         notes,
