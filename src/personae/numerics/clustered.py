@@ -112,7 +112,7 @@ def cluster_robust(
     gram = x.T @ x
     if np.linalg.matrix_rank(gram) < len(gram):
         raise InvalidSettings("the columns of the design are linearly dependent: the contrast has no single value.")
-    m = np.linalg.inv(gram)
+    m = np.asarray(np.linalg.inv(gram), dtype=np.float64)
     beta = m @ (x.T @ y)
     residual = y - x @ beta
     grams = _sums(x[:, :, None] * x[:, None, :], index, n_clusters)
@@ -285,4 +285,4 @@ def _anova(y: Floats, index: Ints, n_clusters: int) -> float:
     within = float(((y - means[index]) ** 2).sum()) / (len(y) - n_clusters)
     typical = (len(y) - (n**2).sum() / len(y)) / (n_clusters - 1)
     whole = between + (typical - 1) * within
-    return (between - within) / whole if whole > 0 else 0.0
+    return float((between - within) / whole) if whole > 0 else 0.0

@@ -1,7 +1,7 @@
 """Rates of events: Wilson and exact intervals, and what no event at all allows to say.
 
-All from `scipy.stats.binomtest`; here only the choice of method, clusters, and the case of zero. Not here: means of
-graded scores (`numerics.clustered`).
+`scipy.stats.binomtest` for whole trials; the same formulas with real numbers where clustering leaves fewer.
+Not here: means of graded scores (`numerics.clustered`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy import stats
 
 from personae.errors import InvalidSettings
 
@@ -51,7 +52,7 @@ def rate_interval(
         level: Mass of the two-sided interval.
         method: "wilson" (1927) covers at its level on average; "exact" (Clopper & Pearson 1934) at least at its level.
         design_effect: Of clustered trials (`numerics.clustered.design_effect`), at least 1. The interval is that of
-            n / design_effect trials with the same rate (Korn & Graubard 1998), rounded down to whole trials.
+            n / design_effect trials with the same rate (Korn & Graubard 1998).
 
     Raises:
         InvalidSettings: If the counts or the level are impossible, or the design effect is below 1.
@@ -63,12 +64,26 @@ def rate_interval(
             f"level {level}, design effect {design_effect}: the first must lie in (0, 1), the second be 1 or more."
         )
     effective = n / design_effect
-    trials = max(int(effective), 1)
-    # Shrinking n also rounds the events; rounding towards the nearest keeps 0 and n where they are.
-    seen = events if trials == n else min(max(round(events / n * trials), 0), trials)
-    interval = binomtest(seen, trials).proportion_ci(confidence_level=level, method=method)
-    rate = events / n
-    return Rate(events, n, rate, min(float(interval.low), rate), max(float(interval.high), rate), level, effective)
+    if design_effect == 1:
+        interval = stats.binomtest(events, n).proportion_ci(confidence_level=level, method=method)
+        low, high = float(interval.low), float(interval.high)
+    else:
+        low, high = (_wilson if method == "wilson" else _exact)(events / design_effect, effective, level)
+    return Rate(events, n, events / n, max(low, 0.0), min(high, 1.0), level, effective)
+
+
+def _wilson(events: float, n: float, level: float) -> tuple[float, float]:
+    z = float(stats.norm.isf((1 - level) / 2))
+    centre = (events + z**2 / 2) / (n + z**2)
+    reach = z / (n + z**2) * float(np.sqrt(events * (n - events) / n + z**2 / 4))
+    return centre - reach, centre + reach
+
+
+def _exact(events: float, n: float, level: float) -> tuple[float, float]:
+    tail = (1 - level) / 2
+    low = float(stats.beta.ppf(tail, events, n - events + 1)) if events > 0 else 0.0
+    high = float(stats.beta.isf(tail, events + 1, n - events)) if events < n else 1.0
+    return low, high
 
 
 def upper_bound_of_zero(n: int, *, level: float = 0.95, design_effect: float = 1.0) -> float:
