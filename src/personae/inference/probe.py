@@ -131,7 +131,7 @@ def fit_probe(
     ]
     by_position = SplineTransformer(n_knots=5, extrapolation="constant").fit_transform(place[:, None])
     scaler, ridge = _fit(x, target, index, n_folds, seed)
-    direction = np.asarray(ridge.coef_ / scaler.scale_)
+    direction = np.asarray(ridge.coef_) / np.asarray(scaler.scale_)
     return BeliefProbe(
         r2=r2,
         permuted_r2=float(np.mean(permuted)),
@@ -140,8 +140,8 @@ def fit_probe(
         predicted=predicted,
         target=target,
         direction=direction,
-        intercept=float(ridge.intercept_ - scaler.mean_ @ direction),
-        alpha=float(ridge.alpha_),
+        intercept=float(np.asarray(ridge.intercept_) - np.asarray(scaler.mean_) @ direction),
+        alpha=float(np.asarray(ridge.alpha_)),
         documents=frozenset(documents),
     )
 
