@@ -72,7 +72,7 @@ def test_equivalence_is_two_one_sided_t_tests() -> None:
     above = stats.ttest_1samp(d, -0.5, alternative="greater").pvalue
     below = stats.ttest_1samp(d, 0.5, alternative="less").pvalue
     assert got.p == pytest.approx(max(above, below), rel=1e-9)
-    assert got.is_equivalent == (-0.5 < got.low and got.high < 0.5)
+    assert got.is_equivalent == (got.low > -0.5 and got.high < 0.5)
 
 
 def test_sign_flips_are_all_listed_when_few() -> None:

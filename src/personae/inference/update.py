@@ -128,8 +128,9 @@ def _checked(
 
 
 def _total(evidence: Floats, weight: Floats) -> Floats:
-    total = sum_by_group(evidence, ["one speaker"] * len(evidence), weight)
-    return total[0] if len(total) else np.zeros(evidence.shape[1])
+    if not weight.any():
+        return np.zeros(evidence.shape[1])
+    return sum_by_group(evidence, ["one speaker"] * len(evidence), weight)[0]
 
 
 def _marginal(unnormalised: Floats, weight: Floats, eta: float) -> float | None:
