@@ -60,7 +60,7 @@ def test_memory_of_documents_is_no_belief() -> None:
 
 
 def test_position_alone_is_seen_for_what_it_is() -> None:
-    """A single persona loses with position whoever speaks: activations that hold only the position explain some of it."""
+    """A single persona loses with position whoever speaks: activations that hold only the position explain some."""
     place = np.tile(np.arange(N_TURNS), N_DOCUMENTS)
     rng = np.random.default_rng(4)
     only_place = place[:, None] * rng.normal(size=WIDTH) + 0.1 * rng.normal(size=PLANTED.shape)
