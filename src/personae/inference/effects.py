@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from personae.errors import InputError
+from personae.errors import InputError, InvalidSettings
 from personae.numerics.clustered import (
     Equivalence,
     Estimate,
@@ -188,7 +188,7 @@ def compare(
         paired: Whether to compare item by item; left out, it is done when the arms share an item.
         margin: Smallest difference that would matter, in the scores' unit, for a test of equivalence at 1 - level.
             Choose it before looking.
-        level: Mass of the intervals; tests are at 1 - level.
+        level: Mass of the intervals, above 0.5; tests are at 1 - level.
         n_draws: Bootstrap resamples; 0 leaves the bootstrap out.
         n_permutations: Permutations at most; 0 leaves the test out.
         seed: Of the resampling.
@@ -202,6 +202,8 @@ def compare(
     """
     if first == second:
         raise InputError(f"an arm is compared with itself: '{first}'.")
+    if not 0.5 < level < 1:
+        raise InvalidSettings(f"the level is {level}; a comparison needs one between 0.5 and 1, such as 0.95.")
     a, b = (_cells(table.of_arm(arm)) for arm in (first, second))
     common = set(a.item) & set(b.item)
     is_paired = bool(common) if paired is None else paired
