@@ -124,6 +124,24 @@ def test_leaked_mass_is_reported_and_too_much_is_refused() -> None:
     assert read_out(0.6 * mix(w), THETA, most_leaked=0.5, n_draws=1).notes[0].startswith("16 probes leak")
 
 
+def test_settings_out_of_range_are_refused() -> None:
+    for settings in ({"n_starts": 0}, {"n_draws": 0}, {"n_folds": 1}, {"level": 1.0}, {"groups": ["a"] * 3}):
+        with pytest.raises(InvalidSettings):
+            read_out(THETA[0], THETA, **settings)  # type: ignore[arg-type]
+
+
+def test_probes_of_one_group_are_resampled_together() -> None:
+    """Each probe given four times: as probes of their own the interval narrows, as groups it does not."""
+    rng = np.random.default_rng(7)
+    p = 0.7 * mix(rng.dirichlet(np.ones(8))) + 0.3 * rng.dirichlet(np.ones(4), size=16)
+    once, four = read_out(p, THETA), (np.tile(p, (4, 1)), np.tile(THETA, (1, 4, 1)))
+    apart, grouped = read_out(*four), read_out(*four, groups=list(range(16)) * 4)
+    assert apart.weight == pytest.approx(once.weight, abs=1e-5)
+    width = [float((r.high - r.low).sum()) for r in (once, apart, grouped)]
+    assert width[1] < 0.7 * width[0]
+    assert width[2] == pytest.approx(width[0], rel=0.15)
+
+
 def test_answer_sets_of_different_sizes_are_filled_with_nothing() -> None:
     theta = THETA.copy()
     theta[:, ::2, 3] = 0

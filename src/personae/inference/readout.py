@@ -110,10 +110,15 @@ def read_out(
     """
     model, parts, leaks = _distributions(p, theta)
     _check_leak(leaks, most_leaked)
-    index, n_groups = cluster_index(range(len(model)) if groups is None else groups)
-    if len(index) != len(model) or n_groups < 2 or n_starts < 1 or n_draws < 1 or not 0 < level < 1:
+    if n_starts < 1 or n_draws < 1 or n_folds < 2 or not 0 < level < 1:
         raise InvalidSettings(
-            f"{len(model)} probes in {n_groups} groups with {len(index)} labels: two groups are needed."
+            f"{n_starts} starts, {n_draws} draws, {n_folds} folds, level {level}: at least 1, 1, 2 and one in (0, 1)."
+        )
+    index, n_groups = cluster_index(range(len(model)) if groups is None else groups)
+    if len(index) != len(model) or n_groups < 2:
+        raise InvalidSettings(
+            f"{len(model)} probes in {n_groups} groups with {len(index)} labels: every probe needs one, and two groups "
+            "are needed."
         )
     if ((model > 0) & (parts.max(axis=0) <= 0)).any():
         probe = int(np.flatnonzero(((model > 0) & (parts.max(axis=0) <= 0)).any(axis=1))[0])

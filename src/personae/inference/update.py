@@ -86,8 +86,8 @@ def condition(
 
     Args:
         evidence: Log-likelihoods of the same tokens under every persona.
-        personas: Ids in the table, in the order of the prior.
-        log_prior: Nats, shape (n_personas,).
+        personas: Ids in the table, such as `cast.component_ids`.
+        log_prior: Nats, shape (n_personas,), in the same order, such as `cast.log_prior`.
         eta: Power on the likelihood.
         by_step: Whether to give the posterior after each episode.
 
