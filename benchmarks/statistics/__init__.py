@@ -1,0 +1,1 @@
+"""The statistics core against simulations with a known answer."""
