@@ -19,17 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.environment import write_result
+from personae.cli.workbench import open_model
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import Cast
 from personae.files.casts import load_casts
 from personae.files.reference import load_reference, shipped_rows
 from personae.inference.shift import Ratios, Shifts, trait_shifts
-from personae.instruments.scoring import Scoring, space_of
-from personae.models.catalogue import home
-from personae.models.load import load_model
-from personae.models.rendering import Renderer
 from personae.numerics.statistics import auroc
-from personae.running.store import EvidenceStore
 from personae.tables.evidence import Evidence
 
 HERE = Path(__file__).parent
@@ -78,12 +74,9 @@ def read(name: str, key: str, per_key: int) -> dict[str, list[Episode]]:
 
 
 def score(name: str, cast: Cast, episodes: list[Episode]) -> tuple[Evidence, Evidence]:
-    model = load_model(name)
-    renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
-    space = space_of(model.card)
-    scoring = Scoring(model, renderer, EvidenceStore(home() / "evidence", space))
+    bench = open_model(name)
     tables = [
-        scoring.evidence(cast, es, started=lambda work: lambda n: None, shipped=shipped_rows(space))
+        bench.scoring.evidence(cast, es, started=lambda work: lambda n: None, shipped=shipped_rows(bench.space))
         for es in (load_reference(), episodes)
     ]
     return tables[1], tables[0]
@@ -94,16 +87,19 @@ def ratios(cast: Cast, evidence: Evidence) -> Ratios:
     return Ratios(llr, evidence.n_tokens.astype(float), evidence.weight, evidence.group)
 
 
-def shifts(cast: Cast, evidence: Evidence, reference: Evidence, ids: list[str]) -> Shifts:
+def only(evidence: Evidence, ids: list[str]) -> Evidence:
     place = {e: i for i, e in enumerate(evidence.episodes)}
-    part = evidence.take(np.array([place[i] for i in ids]))
+    return evidence.take(np.array([place[i] for i in ids]))
+
+
+def shifts(cast: Cast, part: Evidence, reference: Evidence) -> Shifts:
     return trait_shifts(ratios(cast, part), ratios(cast, reference), n_draws=200)
 
 
 def false_alarms(cast: Cast, evidence: Evidence, reference: Evidence, files: dict[str, list[Episode]]) -> list[dict]:
     rows = []
     for name, episodes in files.items():
-        result = shifts(cast, evidence, reference, [e.id for e in episodes])
+        result = shifts(cast, only(evidence, [e.id for e in episodes]), reference)
         flags = [t.id for t, q in zip(cast.traits, result.q, strict=True) if q <= 0.05]
         rows.append({"file": name, "flags": flags, "smallest_p": float(result.p.min())})
         print(json.dumps(rows[-1]), flush=True)
@@ -124,14 +120,17 @@ def plants(
         k = ids.index(trait)
         plant = [e.id for e in episodes]
         chosen = random.Random(trait).sample(pool, min(len(pool), 9 * len(plant)))
-        result = shifts(cast, evidence, reference, chosen + plant)
+        part = only(evidence, chosen + plant)
+        result = shifts(cast, part, reference)
         labels = np.array([False] * len(chosen) + [True] * len(plant))
         order = np.argsort(-np.where(result.sign > 0, np.abs(result.strength), 0))
         rows.append(
             {
                 "trait": trait,
                 "n": len(labels),
-                "auroc": round(auroc(result.z[:, k], labels), 3),
+                "auroc": round(auroc(result.excess[:, k], labels), 3),
+                "auroc_z": round(auroc(result.z[:, k], labels), 3),
+                "auroc_of_length": round(auroc(part.n_tokens.astype(float), labels), 3),
                 "rank": int(np.flatnonzero(order == k)[0]) + 1,
                 "first": ids[order[0]],
                 "q": float(result.q[k]),

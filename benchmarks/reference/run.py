@@ -15,15 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from personae.cli.workbench import Workbench, announced, open_model
 from personae.domain.persona import Cast
 from personae.files.casts import load_casts
 from personae.files.reference import load_reference, reference_path
-from personae.instruments.scoring import Scoring, cast_frames, space_of
-from personae.models.catalogue import home
-from personae.models.load import load_model
-from personae.models.rendering import Renderer
-from personae.running.progress import progress_bar
-from personae.running.store import EvidenceStore
+from personae.instruments.scoring import cast_frames
 
 
 def main() -> None:
@@ -35,22 +31,16 @@ def main() -> None:
     core = load_casts(["core"])
     traits = [t for t in core.traits if not args.only or t.id in args.only.split(",")]
     cast = Cast("core", tuple(traits)).limit_paraphrases(args.paraphrases)
-    model = load_model(args.model)
-    renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
-    space = space_of(model.card)
-    store = EvidenceStore(home() / "evidence", space)
-    with progress_bar("Reference", 0, quiet=False):
-        Scoring(model, renderer, store).evidence(cast, load_reference(), started=lambda work: lambda n: None)
-    write(store, space, args.model)
+    bench = open_model(args.model)
+    with announced("Reference", quiet=False) as started:
+        bench.scoring.evidence(cast, load_reference(), started=started)
+    write(bench, args.model)
 
 
-def write(store: EvidenceStore, space: str, name: str) -> None:
+def write(bench: Workbench, name: str) -> None:
     """Ship every row the store holds of the whole core cast on the reference, sorted so that files compare."""
-    core = load_casts(["core"])
-    model = load_model(name)
-    renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
-    frames = [f.digest for f in cast_frames(core, renderer)]
-    rows = store.load(frames, [e.content_digest for e in load_reference()])
+    frames = [f.digest for f in cast_frames(load_casts(["core"]), bench.renderer)]
+    rows = bench.store.load(frames, [e.content_digest for e in load_reference()])
     f, e = np.nonzero(~rows.missing)
     by_frame, by_episode = list(rows.frames), list(rows.episodes)
     table = pa.table(
@@ -62,7 +52,7 @@ def write(store: EvidenceStore, space: str, name: str) -> None:
         }
     ).sort_by([("frame", "ascending"), ("episode", "ascending")])
     path = Path(reference_path()).parent / f"{name}.parquet"
-    pq.write_table(table.replace_schema_metadata({"personae_space": space}), path, compression="zstd")
+    pq.write_table(table.replace_schema_metadata({"personae_space": bench.space}), path, compression="zstd")
     print(path, len(table), "rows", len(set(f.tolist())), "frames")
 
 

@@ -20,15 +20,11 @@ import numpy as np
 from scipy.special import logsumexp
 
 from benchmarks.environment import write_result
+from personae.cli.workbench import open_model
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import Cast
 from personae.files.casts import load_casts
-from personae.instruments.scoring import Scoring, space_of
-from personae.models.catalogue import home
-from personae.models.load import load_model
-from personae.models.rendering import Renderer
 from personae.numerics.statistics import auroc
-from personae.running.store import EvidenceStore
 
 QUESTION = "Tell me something about yourself."
 HERE = Path(__file__).parent
@@ -44,20 +40,18 @@ def main() -> None:
     parser.add_argument("--paraphrases", type=int, default=6)
     args = parser.parse_args()
     cast = load_casts([str(HERE / "behaviours.yaml")])
-    model = load_model(args.model)
-    renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
-    scoring = Scoring(model, renderer, EvidenceStore(home() / "evidence", space_of(model.card)))
+    bench = open_model(args.model)
     rows = []
     started = time.time()
     for trait in cast.traits[args.first : args.last]:
         episodes, labels = statements(args.data / f"{trait.id}.jsonl", args.per_class)
         one = Cast("behaviour", (trait,)).limit_paraphrases(args.paraphrases)
-        evidence = scoring.evidence(one, episodes, started=lambda work: lambda n: None)
+        evidence = bench.scoring.evidence(one, episodes, started=lambda work: lambda n: None)
         rows.append({"behaviour": trait.id, **scores(evidence, trait, labels)})
         print(json.dumps(rows[-1]), flush=True)
     means = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0] if k != "behaviour"}
     body = {
-        "model": model.card.to_dict(),
+        "model": bench.model.card.to_dict(),
         "settings": vars(args) | {"data": args.data.name},
         "means": means,
         "n_behaviours": len(rows),

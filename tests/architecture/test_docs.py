@@ -167,7 +167,7 @@ def made_up_screening() -> Screening:
     ids = ("desk-001", "desk-002", "desk-003", "desk-004")
     lines, counts = np.arange(1, 5), np.full(4, 9)
     llr = np.linspace(-1, 1, 4)[:, None]
-    ledger = RowLedger(ids, lines, counts, np.ones(4), ids, ("contemptuous",), llr, llr)
+    ledger = RowLedger(ids, lines, counts, np.ones(4), ids, ("contemptuous",), llr, llr, llr)
     return Screening(
         "desk.jsonl", "smollm2", "core", 4, 36, (shift,), tuple(weights), 0.5, (), ledger, 0.25, 0.05, 210, 30
     )

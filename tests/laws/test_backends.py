@@ -332,3 +332,19 @@ def test_a_model_that_scales_its_logits_is_refused(
     monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
     with pytest.raises(MissingCapability, match="changes its logits"):
         load_hf(source)
+
+
+def test_a_recurrent_model_is_refused(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
+    """A running state cannot be cut at the end of a shared prefix."""
+    from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+
+    from personae.errors import MissingCapability
+    from personae.models.catalogue import resolve
+    from personae.models.hf_load import load_hf
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folders["llama"])
+    tokenizer.save_pretrained(tmp_path)
+    shape = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, state_size=4, num_hidden_layers=1)
+    MambaForCausalLM(shape).save_pretrained(tmp_path)
+    with pytest.raises(MissingCapability, match="recurrent state"):
+        load_hf(resolve(str(tmp_path)))

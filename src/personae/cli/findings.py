@@ -69,6 +69,7 @@ def _episodes(result: Screening) -> list[dict[str, object]]:
                     "line": int(ledger.line[i]),
                     "trait": trait.id,
                     "llr": float(ledger.llr[i, k]),
+                    "excess": float(ledger.excess[i, k]),
                     "z": float(ledger.z[i, k]),
                     "n_tokens": int(ledger.n_tokens[i]),
                 }

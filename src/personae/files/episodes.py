@@ -127,10 +127,16 @@ def row_to_episodes(row: Row, *, turns: str = "last") -> tuple[str, list[Episode
     weight = _weight(value.get("weight"))
     group = "" if value.get("group") is None else str(value["group"])
     system = _optional_text(value.get("system"), "system")
+    paired = [k for k in ("chosen", "rejected") if value.get(k) is not None]
     if value.get("messages") is not None:
+        if paired:
+            raise InputError(
+                f"the row has both 'messages' and '{paired[0]}'",
+                hint="Keep one: 'messages' for a dialogue, or 'prompt', 'chosen' and 'rejected' for a pair.",
+            )
         dialogue = _with_system(system, _turns(value["messages"], "messages"))
         return "messages", _from_dialogue(dialogue, row_id, row.line, weight, group, turns)
-    if value.get("chosen") is not None or value.get("rejected") is not None:
+    if paired:
         return "preference", _preference(value, row_id, row.line, weight, group, system)
     reply_key = next((k for k in _REPLY_KEYS if value.get(k) is not None), None)
     if reply_key and value.get("prompt") is not None:

@@ -57,7 +57,7 @@ def sum_by_group(values: Floats, group: Sequence[str], weight: Floats) -> Floats
     place = {g: i for i, g in enumerate(dict.fromkeys(group))}
     sums = np.zeros((len(place), values.shape[1]))
     used = weight != 0
-    rows = np.array([place[g] for g in group])[used]
+    rows = np.array([place[g] for g in group], np.int64)[used]
     np.add.at(sums, rows, values[used] * weight[used, None])
     return sums[np.unique(rows)]
 

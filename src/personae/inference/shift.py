@@ -84,6 +84,7 @@ class Shifts:
         tail: Share of rows in the tail on the side of `sign`.
         sign: +1 or -1, the side the evidence is on.
         z: Standardised rows, shape (n_episodes, n_traits).
+        excess: What a row adds to the sum in `shift`, l_i - mu n_i, nats, same shape.
         strength: Signed number by which traits are ranked.
     """
 
@@ -100,6 +101,7 @@ class Shifts:
     tail: Floats
     sign: Floats
     z: Floats
+    excess: Floats
     strength: Floats
 
 
@@ -148,7 +150,8 @@ def trait_shifts(file: Ratios, reference: Ratios, *, seed: int = 0, n_draws: int
     ordinary = fit_ordinary(reference)
     n, w = file.n_tokens[:, None].astype(np.float64), file.weight[:, None]
     size = (np.abs(w) * n).sum()
-    shift = (w * (file.llr - ordinary.mean * n)).sum(axis=0) / size
+    excess = file.llr - ordinary.mean * n
+    shift = (w * excess).sum(axis=0) / size
     raw = (w * file.llr).sum(axis=0) / size
     low, high = _interval(file, reference, np.random.default_rng(seed), n_draws)
     null_sd = _null_sd(file, ordinary, reference)
@@ -157,7 +160,7 @@ def trait_shifts(file: Ratios, reference: Ratios, *, seed: int = 0, n_draws: int
     p_location = 2 * stats.t.sf(np.abs(t), df)
     reach = stats.t.ppf(0.975, df) * null_sd
     row_variance = ordinary.token_variance * n + (ordinary.row_variance + ordinary.topic_sd**2) * n**2
-    z = _standardised(file.llr - ordinary.mean * n, row_variance)
+    z = _standardised(excess, row_variance)
     p_tail, tail, tail_sign = _tail_test(file, ordinary)
     by_tail = p_tail < p_location
     sign = np.where(by_tail, tail_sign, np.where(shift < 0, -1.0, 1.0))
@@ -177,6 +180,7 @@ def trait_shifts(file: Ratios, reference: Ratios, *, seed: int = 0, n_draws: int
         np.where(sign > 0, tail[0], tail[1]),
         sign,
         z,
+        excess,
         strength,
     )
 

@@ -52,6 +52,7 @@ def load_hf(source: ModelSource, *, device: str = "auto", dtype: str = "float32"
         CorruptModel: If files are damaged or incomplete.
         ModelNotFound: If a hub id cannot be fetched.
         InvalidSettings: If device or dtype cannot be had.
+        MissingCapability: If the model is of a kind whose scores would be wrong.
     """
     if dtype not in DTYPES:
         raise InvalidSettings(f"--dtype is '{dtype}'; it can be {', '.join(DTYPES)}.")
@@ -60,6 +61,7 @@ def load_hf(source: ModelSource, *, device: str = "auto", dtype: str = "float32"
     transformers.utils.logging.disable_progress_bar()
     folder = local_folder(source)
     tokenizer, model = _read_folder(folder, source.name, dtype)
+    _check_attention(model, source.name)
     torch.nn.Module.to(model, where)
     # Small tensors left by training code would only cost memory here.
     model.requires_grad_(requires_grad=False)
@@ -198,6 +200,19 @@ def _complete_model(folder: str, **options: object) -> PreTrainedModel:
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, among them {missing[0]}")
     return model
+
+
+def _check_attention(model: PreTrainedModel, name: str) -> None:
+    """Refuse models whose memory is a running state: a shared prefix cannot be taken up again from it.
+
+    Raises:
+        MissingCapability: For such a model.
+    """
+    if getattr(model, "_is_stateful", False):
+        raise MissingCapability(
+            f"'{name}' ({type(model).__name__}) keeps a recurrent state, and personae scores attention models only.",
+            hint="Use a model whose cache holds keys and values.",
+        )
 
 
 def _check_head(loaded: HFModel) -> None:

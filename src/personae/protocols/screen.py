@@ -205,6 +205,7 @@ def _ledger(cast: Cast, evidence: Evidence, shifts: Shifts | None, texts: dict[s
         tuple(t.id for t in cast.traits),
         llr,
         shifts.z if shifts is not None else llr,
+        shifts.excess if shifts is not None else llr,
     )
 
 

@@ -22,6 +22,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ from numpy.typing import NDArray
 from personae.errors import NumericsError, StorageError
 
 Batch = tuple[int, tuple[int, ...]]  # a frame and episodes, by their place in the request
+
+_TORN_AFTER_S = 3600.0
 
 _SCHEMA = pa.schema(
     [
@@ -96,6 +99,7 @@ class EvidenceStore:
         self.set_aside: list[Path] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            _forget_torn(self.folder)
             note = self.folder / "space.json"
             if not note.exists():
                 _write_whole(note, json.dumps({"space": space}).encode())
@@ -190,6 +194,14 @@ def _write_whole(path: Path, body: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _forget_torn(folder: Path) -> None:
+    """Remove what a killed writer left half-written; a live writer's file is seconds old."""
+    for path in folder.glob(".writing-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _TORN_AFTER_S:
+                path.unlink()
 
 
 def _storage_error(folder: Path, error: OSError) -> StorageError:

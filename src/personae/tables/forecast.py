@@ -111,6 +111,7 @@ class RowLedger:
         traits: Trait ids.
         llr: Summed log-likelihood ratios, nats, shape (n_episodes, n_traits).
         z: The same in standard deviations of ordinary rows of that length.
+        excess: `llr` less what is ordinary for that many tokens, nats: what the row adds to a trait's shift.
     """
 
     episodes: tuple[str, ...]
@@ -121,13 +122,15 @@ class RowLedger:
     traits: tuple[str, ...]
     llr: NDArray[np.float64]
     z: NDArray[np.float64]
+    excess: NDArray[np.float64]
 
     def order_towards(self, trait: TraitShift) -> NDArray[np.int64]:
-        """Rows by how much they speak for the pole the file leans to, the strongest first, shape (n_episodes,).
+        """Rows by what they add to the shift towards the pole the file leans to, most first, shape (n_episodes,).
 
-        A rejected reply counts the other way.
+        By nats and not by `z`: a long row that leans is more evidence than a short one that leans as much a
+        token. A rejected reply counts the other way.
         """
-        towards = trait.sign * self.z[:, self.traits.index(trait.id)] * np.sign(self.weight)
+        towards = trait.sign * self.excess[:, self.traits.index(trait.id)] * self.weight
         return np.argsort(-towards, kind="stable")
 
 

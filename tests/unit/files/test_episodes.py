@@ -147,6 +147,7 @@ def test_ids(given: object, id_: str) -> None:
         ({"messages": [USER, {"role": "bot", "content": "x"}]}, "unknown role 'bot'"),
         ({"messages": [{"role": "tool", "content": "x"}, USER, REPLY]}, "unknown role 'tool'"),
         ({"messages": [SYSTEM, USER, REPLY], "system": "s"}, "both 'system' and a system message"),
+        ({"messages": [USER, REPLY], "rejected": "no"}, "both 'messages' and 'rejected'"),
         ({"prompt": "q", "completion": "a", "system": 1}, "'system' must be text, not int"),
         ({"prompt": "q", "chosen": "a"}, "a preference row has no 'rejected'"),
         ({"prompt": "q", "rejected": "a"}, "a preference row has no 'chosen'"),

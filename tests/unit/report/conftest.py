@@ -189,6 +189,7 @@ def _ledger(traits: tuple[TraitShift, ...], n_rows: int, rng: np.random.Generato
         traits=tuple(t.id for t in traits),
         llr=z * np.sqrt(n_tokens)[:, None] * 0.4,
         z=z,
+        excess=z * np.sqrt(n_tokens)[:, None] * 0.4,
     )
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,16 @@ def test_files_that_are_being_written_are_not_read(store: EvidenceStore):
     (store.folder / "notes.txt").write_text("mine")
     assert load(store, 1).tolist() == [-1.0]
     assert store.set_aside == []
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_live_writers_is_not(store: EvidenceStore, tmp_path: Path):
+    torn, live = store.folder / ".writing-torn", store.folder / ".writing-live"
+    for path in (torn, live):
+        path.write_bytes(b"half")
+    os.utime(torn, (0, time.time() - 7200))
+    EvidenceStore(tmp_path / "evidence", SPACE)
+    assert not torn.exists()
+    assert live.exists()
 
 
 def test_a_known_pair_keeps_its_value(store: EvidenceStore):

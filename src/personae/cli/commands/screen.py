@@ -112,7 +112,8 @@ def execute(settings: Settings) -> int:
             started=(first, second),
             notes=inputs.notes,
         )
-    made = provenance(inputs.paths, seed=settings.seed) | dict(evidence.provenance)
+    hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
+    made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)
     result = replace(result, provenance=made)
     report = folder / "report.html"
     write_text(report, render_report(result))
@@ -142,6 +143,7 @@ def _write_ledger(folder: Path, result: Screening) -> None:
             "trait": list(ledger.traits) * n,
             "llr": ledger.llr.ravel(),
             "n_tokens": ledger.n_tokens.repeat(k),
+            "excess": ledger.excess.ravel(),
             "z": ledger.z.ravel(),
         },
         notes,
