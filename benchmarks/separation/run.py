@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=30)
     parser.add_argument("--first", type=int, default=12)
     parser.add_argument("--last", type=int, default=42)
-    parser.add_argument("--paraphrases", type=int, default=6)
+    parser.add_argument("--paraphrases", type=int, default=7)
     args = parser.parse_args()
     cast = load_casts([str(HERE / "behaviours.yaml")])
     bench = open_model(args.model)
