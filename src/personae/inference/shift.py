@@ -6,9 +6,10 @@ l_i is an episode's summed log-likelihood ratio of the two poles (nats), n_i its
 in which a file can differ from ordinary data are tested, each against what the reference shows:
 
     location   the whole file leans: |shift| against how topics of the reference differ among themselves
-    tail       some rows lean: share of rows in the upper tail after the file's own centre is removed
+    tail       some rows lean: how far rows lie beyond one standard deviation of the file's own centre
 
-p is twice the smaller of the two (Bonferroni). Not here: posterior weights (`inference.mixture`).
+p is twice the smaller of the two (Bonferroni). Files by other hands differ more than topics by one hand do: both
+nulls carry a variance between files that was measured on ordinary files written apart. Not here: posterior weights (`inference.mixture`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ Floats = NDArray[np.float64]
 
 _TAIL_LEVEL = 0.95
 _LEVEL = 0.9
+# Between ordinary files, in variances of a row and in squares of the mean excess: twenty files of ten rows by
+# another hand than the reference, eleven traits (docs/decisions/0022).
+_FILE_SHARE = 0.075
+_FILE_TAIL = 0.25
+_NORMAL_EXCESS = 0.083  # of a standard normal variable beyond 1: less than that is luck of few rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +56,14 @@ class OrdinaryModel:
 
     Attributes:
         mean: mu, nats a token.
-        topic_sd: Standard deviation of topics around mu, nats a token, sampling error removed.
+        topic_sd: Standard deviation of ordinary files around mu, nats a token: that of the reference's topics,
+            sampling error removed, and at least what files by other hands showed.
         observed_variance: Variance of the topics' own ratios, sampling error included.
         token_variance: Variance of a row's ratio per token (noise that averages out within a row).
         row_variance: Variance between rows of a topic, per token squared (noise that does not).
         tail_high, tail_low: 95th and 5th percentile of centred z within topics.
-        tail_spread: Over-dispersion of tail shares between topics (variance over binomial variance, at least 1).
+        excess_mean, excess_variance: Of z and of -z beyond 1, cut at 3, over rows, shape (2, n_traits).
+        excess_spread: Variance of topics' mean excess over what independent rows would show, at least 1; same shape.
         n_topics: Topics.
         n_rows: Rows.
     """
@@ -67,7 +75,9 @@ class OrdinaryModel:
     row_variance: Floats
     tail_high: Floats
     tail_low: Floats
-    tail_spread: Floats
+    excess_mean: Floats
+    excess_variance: Floats
+    excess_spread: Floats
     n_topics: int
     n_rows: int
 
@@ -123,15 +133,27 @@ def fit_ordinary(reference: Ratios) -> OrdinaryModel:
     spread = token_variance * n + row_variance * n**2
     sampling = cluster_sums(spread, reference.cluster) / tokens**2
     observed = rate.var(axis=0, ddof=1)
-    topic_variance = np.maximum(observed - sampling.mean(axis=0), 0.0)
+    between_hands = _FILE_SHARE * (token_variance / n.mean() + row_variance)
+    topic_variance = np.maximum(observed - sampling.mean(axis=0), between_hands)
     z = np.empty_like(residual)
     for t in range(len(place)):
         mine = index == t
         z[mine] = _left_out_z(reference.llr[mine], n[mine], spread[mine])
     high, low = np.quantile(z, [_TAIL_LEVEL, 1 - _TAIL_LEVEL], axis=0)
-    over = _overdispersion(z > high, index, rows)
+    excess = _excess(z)
     return OrdinaryModel(
-        mean, np.sqrt(topic_variance), observed, token_variance, row_variance, high, low, over, len(place), len(z)
+        mean,
+        np.sqrt(topic_variance),
+        observed,
+        token_variance,
+        row_variance,
+        high,
+        low,
+        np.maximum(excess.mean(axis=1), _NORMAL_EXCESS),
+        excess.var(axis=1, ddof=1),
+        _excess_spread(excess, index, rows[:, 0]),
+        len(place),
+        len(z),
     )
 
 
@@ -221,14 +243,21 @@ def _left_out_z(llr: Floats, n: Floats, spread: Floats) -> Floats:
     return _standardised(llr - centre * n, spread * (1 + np.pi / 2 / (m - 1)))
 
 
-def _overdispersion(beyond: NDArray[np.bool_], index: NDArray[np.int64], rows: Floats) -> Floats:
-    """Variance of tail counts between topics over the binomial variance; at least 1."""
-    counts = np.zeros((len(rows), beyond.shape[1]))
-    np.add.at(counts, index, beyond)
-    share = 1 - _TAIL_LEVEL
-    expected = rows * share
-    chi = ((counts - expected) ** 2 / (expected * (1 - share))).mean(axis=0)
-    return np.maximum(chi, 1.0)
+def _excess(z: Floats) -> Floats:
+    """How far rows lie beyond one standard deviation, upwards and downwards, shape (2, n_episodes, n_traits).
+
+    At most two more: a single row, however odd, must not flag a file.
+    """
+    return np.stack([np.clip(z - 1, 0.0, 2.0), np.clip(-z - 1, 0.0, 2.0)])
+
+
+def _excess_spread(excess: Floats, index: NDArray[np.int64], rows: Floats) -> Floats:
+    """Variance of topics' mean excess over that of as many independent rows; at least 1, shape (2, n_traits)."""
+    sums = np.zeros((len(rows), 2, excess.shape[2]))
+    np.add.at(sums, index, excess.transpose(1, 0, 2))
+    off = (sums / rows[:, None, None] - excess.mean(axis=1)) ** 2 * rows[:, None, None]
+    variance = excess.var(axis=1, ddof=1)
+    return np.maximum(np.divide(off.mean(axis=0), variance, out=np.ones_like(variance), where=variance > 0), 1.0)
 
 
 def _tail_test(file: Ratios, ordinary: OrdinaryModel) -> tuple[Floats, Floats, Floats]:
@@ -241,18 +270,24 @@ def _tail_test(file: Ratios, ordinary: OrdinaryModel) -> tuple[Floats, Floats, F
         return nothing, np.zeros((2, len(nothing))), nothing
     z = _centred_z(file.llr[used], n, ordinary.token_variance * n + ordinary.row_variance * n**2)
     shares = np.stack([(z > ordinary.tail_high).mean(axis=0), (z < ordinary.tail_low).mean(axis=0)])
-    # The reference's 95th percentile is itself an estimate: the rate beyond it is Beta, the count Beta-binomial.
-    trials, seen = count / ordinary.tail_spread, ordinary.n_rows / ordinary.tail_spread
-    share = 1 - _TAIL_LEVEL
-    p = _beta_binomial_sf(shares * trials, trials, share * seen, (1 - share) * seen)
+    p = _excess_sf(_excess(z).mean(axis=1), count, ordinary)
     side = np.where(p[0] <= p[1], 1.0, -1.0)
     return np.minimum(1.0, 2 * p.min(axis=0)), shares, side
 
 
-def _beta_binomial_sf(hits: Floats, trials: Floats, a: Floats, b: Floats) -> Floats:
-    """P(count >= hits) for a Beta-binomial with real-valued trials: rounded against the finding."""
-    whole = np.maximum(np.round(trials), 1).astype(int)
-    return np.where(hits > 0, stats.betabinom.sf(np.floor(hits + 1e-9) - 1, whole, a, b), 1.0)
+def _excess_sf(seen: Floats, count: int, ordinary: OrdinaryModel) -> Floats:
+    """P(mean excess >= seen) in an ordinary file of `count` rows, shape (2, n_traits).
+
+    A mean of skewed, non-negative numbers: a Gamma of matching mean and variance. The variance has the file's
+    rows, the reference's own error, and the difference between files by other hands.
+    """
+    mean = ordinary.excess_mean
+    rows = ordinary.excess_variance * ordinary.excess_spread
+    variance = rows * (1 / count + 1 / ordinary.n_rows) + (_FILE_TAIL * mean) ** 2
+    known = mean > 0
+    shape = np.divide(mean**2, variance, out=np.ones_like(mean), where=known)
+    scale = np.divide(variance, mean, out=np.ones_like(mean), where=known)
+    return np.where(known, stats.gamma.sf(seen, shape, scale=scale), np.where(seen > 0, 0.0, 1.0))
 
 
 def _degrees_of_freedom(null_sd: Floats, ordinary: OrdinaryModel) -> Floats:
