@@ -12,16 +12,18 @@ Not here: reading weights (`models.hf_load`). Nothing in this file loads torch, 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from personae.errors import MissingCapability, ModelNotFound
+from personae.errors import CorruptModel, MissingCapability, ModelNotFound
 from personae.worlds.folder import find_world, made_worlds, world_folder
 from personae.worlds.reading import shipped_worlds
 from personae.worlds.spec import World
 
 DEFAULT_MODEL = "smollm2"
+TRAINING_RECORD = "training.json"  # of which spec a world's model was trained, and how
 MANIFEST = "personae.json"  # checksums of the files of a model folder that personae wrote
 
 
@@ -165,7 +167,21 @@ def _resolve_world(name: str) -> ModelSource:
             f"the world '{which}' has not been trained yet.",
             hint=f"Train it: personae world train {which}   (or use its closed form: {name}/exact)",
         )
+    if training_record(folder).get("digest") != chosen.digest:
+        raise CorruptModel(
+            f"the model in {folder} was trained from another spec of the world '{which}', or its record is damaged.",
+            hint=f"Delete it and train again: personae world train {which}",
+        )
     return ModelSource(name, "world", folder, world=chosen)
+
+
+def training_record(folder: Path) -> dict[str, object]:
+    """How a world's model was trained; empty where there is no readable record."""
+    try:
+        value = json.loads((folder / TRAINING_RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def home() -> Path:

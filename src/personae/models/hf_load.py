@@ -161,9 +161,7 @@ def _verify(folder: Path, remedy: str = "Delete it; it is made again on the next
                     hint=remedy,
                 )
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CorruptModel(
-            f"the cached model {folder} is incomplete: {error}", hint=remedy
-        ) from error
+        raise CorruptModel(f"the cached model {folder} is incomplete: {error}", hint=remedy) from error
 
 
 def _fetch(name: str) -> Path:

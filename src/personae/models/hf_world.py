@@ -24,21 +24,22 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from personae.errors import CorruptModel, StorageError
-from personae.models.catalogue import MANIFEST
+from personae.models.catalogue import MANIFEST, TRAINING_RECORD
 from personae.models.exact import phrases_of
+from personae.models.hf import HFModel
 from personae.worlds.exact import ExactWorld
 from personae.worlds.folder import write_whole
 from personae.worlds.language import Kind, Language
 from personae.worlds.sampling import sample_documents
 from personae.worlds.spec import NO_TAG, UNKNOWN, World
 
-RECORD = "training.json"
 _WARM_UP = 100
 _FLOOR = 0.02  # of the learning rate, where the cosine ends
 _CLIP = 1.0
@@ -231,7 +232,7 @@ def _save_folder(
         files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(made.iterdir()) if p.is_file()}
         write_whole(made / MANIFEST, json.dumps({"source": f"world {world.id}", "files": files}, indent=1).encode())
         if record is not None:
-            write_whole(made / RECORD, json.dumps(record, indent=1).encode())
+            write_whole(made / TRAINING_RECORD, json.dumps(record, indent=1).encode())
         shutil.rmtree(target, ignore_errors=True)
         made.replace(target)
     return target
@@ -242,6 +243,24 @@ def _load_weights(model: GPT2LMHeadModel, path: Path) -> None:
         model.load_state_dict(load_file(path))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise CorruptModel(f"{path} cannot be read: {error}", hint=f"Delete {path.parent} and train again.") from error
+
+
+def last_block_states(model: HFModel, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Output of the last block, before the final norm, shape (n, length, width)."""
+    blocks = model.module.get_submodule("transformer.h")
+    kept: list[Tensor] = []
+
+    def keep(_module: torch.nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        kept.append(output if isinstance(output, Tensor) else output[0])
+
+    handle = list(blocks.children())[-1].register_forward_hook(keep)
+    try:
+        with torch.inference_mode():
+            for at in range(0, len(ids), 64):
+                model.module.base_model(input_ids=torch.from_numpy(ids[at : at + 64]), use_cache=False)
+    finally:
+        handle.remove()
+    return torch.cat(kept).double().numpy()
 
 
 class _State:

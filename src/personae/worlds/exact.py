@@ -73,6 +73,10 @@ class ExactWorld:
             values = np.where(weight[..., None] == 0, 0.0, values * weight[..., None])
         return _normalised(self._prior + values.sum(axis=1))
 
+    def running_log_weights(self, ids: Ids) -> Floats:
+        """Posterior after every word of rows of words, nats, shape (n, length, n_components)."""
+        return _normalised(self._prior + np.cumsum(self.evidence(ids), axis=1))
+
     def update(self, prior: Floats, replies: Sequence[tuple[Sequence[int], Sequence[int], float]]) -> Floats:
         """Exact effect of training evidence on a belief about one speaker, nats, shape (n_components,).
 

@@ -51,7 +51,7 @@ def find_world(home: Path, name: str) -> World | None:
         if name in shipped_worlds() and world.digest != read_world(name).digest:
             raise CorruptModel(
                 f"the world '{name}' in {path.parent} is not the one this version of personae ships.",
-                hint=_AGAIN.format(name=name),
+                hint=f"Delete {path.parent}, then: personae world make {name}",
             )
         return world
     return read_world(name) if name in shipped_worlds() else None
@@ -82,7 +82,7 @@ def write_world(home: Path, world: World, truth: Mapping[str, object], files: Ma
             hint="Give the spec another 'id'.",
         )
     trained = [s for s in ("base", "assistant", "training") if (folder / s).exists()]
-    if trained and _digest_in(folder / WORLD_FILE) != world.digest:
+    if trained and _digest_in(folder / WORLD_FILE) not in ("", world.digest):
         raise InvalidSettings(
             f"the world '{world.id}' was trained here from another spec.",
             hint=f"Give the spec another 'id', or delete {folder}.",

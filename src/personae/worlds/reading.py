@@ -224,7 +224,9 @@ def _assistant(world: World, file: _AssistantFile | None, path: Path) -> Assista
             return value
         if value not in names:
             raise InputError(
-                f"the assistant's {what} '{value}' does not exist", path=str(path), hint=f"There are: {', '.join(names)}."
+                f"the assistant's {what} '{value}' does not exist",
+                path=str(path),
+                hint=f"There are: {', '.join(names)}.",
             )
         return list(names).index(value)
 
@@ -247,4 +249,3 @@ def _assistant(world: World, file: _AssistantFile | None, path: Path) -> Assista
         file.width,
         file.steps,
     )
-

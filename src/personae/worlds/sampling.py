@@ -86,7 +86,12 @@ def _draw_frames(
 
 
 def _answer(
-    exact: ExactWorld, ids: Ids, who: Ids, claims: NDArray[np.bool_], said: NDArray[np.float64], rng: np.random.Generator
+    exact: ExactWorld,
+    ids: Ids,
+    who: Ids,
+    claims: NDArray[np.bool_],
+    said: NDArray[np.float64],
+    rng: np.random.Generator,
 ) -> None:
     """Fill in the answers: given the questions and who speaks they are independent, also an agent's."""
     language = exact.language
