@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -13,15 +19,21 @@ from personae.cli.workbench import say
 from personae.errors import ModelNotFound
 from personae.models.catalogue import home, resolve, training_record
 from personae.models.load import load_model
+from personae.models.protocol import LanguageModel
 from personae.protocols.world_check import States, check_world
 from personae.report.text import clean
+from personae.running.run import write_json
 from personae.tables.world_check import FAILS, WorldCheck
 from personae.worlds.assistant import truth_of
 from personae.worlds.exact import ExactWorld
+from personae.worlds.explained import explain, heterogeneity
 from personae.worlds.folder import find_world, made_worlds, world_folder, write_world
-from personae.worlds.material import material_of
+from personae.worlds.material import example_document, material_of
 from personae.worlds.reading import read_world, shipped_worlds
 from personae.worlds.spec import World
+
+if TYPE_CHECKING:
+    from personae.report.world_page import WorldView
 
 TINY_BAR, BAR = 0.02, 0.010  # nats an answer; methods, section 7
 
@@ -69,25 +81,45 @@ def state_of(name: str) -> dict[str, object]:
 
 
 def checked(name: str, *, seed: int, quiet: bool) -> WorldCheck:
-    """Check the base of a world: world:NAME[/base][/exact], or NAME for the trained one."""
-    model_name = name if name.startswith("world:") else f"world:{name}"
-    if "/base" not in model_name:
-        head, *rest = model_name.split("/")
-        model_name = "/".join([head, "base", *rest])
-    source = resolve(model_name)
-    assert source.world is not None
-    say(f"Checking {model_name} against its exact answer …", quiet=quiet)
-    model = load_model(model_name, device="cpu")
-    states: States | None = None
-    if source.kind == "world":
-        from personae.models.hf import HFModel
-        from personae.models.hf_world import last_block_states
+    """Check a world's base, and its Assistant where it has one: NAME for the trained models, NAME/exact.
 
-        assert isinstance(model, HFModel)
-        loaded = model
-        states = lambda ids: last_block_states(loaded, ids)  # noqa: E731
+    Raises:
+        ModelNotFound: If there is no such world, or it is not trained.
+        CorruptModel: If its files are damaged.
+    """
+    which, *rest = name.removeprefix("world:").split("/")
+    is_exact = rest[-1:] == ["exact"]
+    ending = "/exact" if is_exact else ""
+    source = resolve(f"world:{which}/base{ending}")
+    whole = resolve(f"world:{which}{ending}")
+    assert source.world is not None
+    assert whole.world is not None
+    say(f"Checking world:{which}{ending} against its exact answer …", quiet=quiet)
+    model = load_model(source.name, device="cpu")
+    states = None if is_exact else _states_of(model)
+    losses = () if source.path is None else _pairs(training_record(source.path).get("losses", ()))
     bar = TINY_BAR if source.world.id == "tiny" else BAR
-    return check_world(model, ExactWorld(source.world), seed=seed, kl_bar=bar, states=states)
+    assistant = None
+    if whole.world.assistant is not None and rest[:1] != ["base"]:
+        assistant = (load_model(whole.name, device="cpu"), ExactWorld(whole.world))
+    result = check_world(
+        model, ExactWorld(source.world), seed=seed, kl_bar=bar, states=states, losses=losses, assistant=assistant
+    )
+    return replace(result, model=whole.name)
+
+
+def _states_of(model: LanguageModel) -> States:
+    """What reads the last block of a trained model."""
+    from personae.models.hf import HFModel
+    from personae.models.hf_world import last_block_states
+
+    assert isinstance(model, HFModel)
+    return partial(last_block_states, model)
+
+
+def _pairs(value: object) -> list[tuple[int, float]]:
+    """Steps and losses of a training record."""
+    return [(int(s), float(v)) for s, v in value] if isinstance(value, (list, tuple)) else []
 
 
 def print_check(result: WorldCheck) -> None:
@@ -103,3 +135,49 @@ def print_check(result: WorldCheck) -> None:
         )
     console.print(table)
     typer.echo(f"\n{result.model}: {'undertrained' if result.failed else 'every row that was run passes'}.")
+
+
+def view_of(world: World, *, seed: int, quiet: bool) -> WorldView:
+    """What the page of a world shows; the check is the stored one, or made now where the model is trained."""
+    from personae.report.world_page import WorldView  # charts are slow to import
+
+    folder = world_folder(home(), world.id)
+    exact, base = ExactWorld(world), ExactWorld(world.base)
+    record = training_record(folder / "base")
+    check: WorldCheck | None = None
+    last = training_record(folder / ("base" if world.assistant is None else "assistant"))
+    if record.get("digest") == world.base.digest and last.get("digest") == world.digest:
+        check = _stored(folder / "check.json", record) or checked(world.id, seed=seed, quiet=quiet)
+        write_json(folder / "check.json", check.to_dict() | {"trained": record})
+    return WorldView(
+        world,
+        truth_of(world, base.base),
+        example_document(base),
+        check,
+        _explained(exact, base) if world.assistant is not None else (),
+        [(k.replace("_", " "), str(v)) for k, v in record.items() if k not in ("losses", "digest")],
+        f"Train it: personae world train {world.id}",
+    )
+
+
+def _stored(path: Path, record: Mapping[str, object]) -> WorldCheck | None:
+    """The check that was stored for this very training, if there is one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return WorldCheck.from_dict(value) if value["trained"] == record else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _explained(exact: ExactWorld, base: ExactWorld) -> list[tuple[str, str]]:
+    found, spread = explain(exact, base), heterogeneity(exact, base)
+    top = np.argsort(-found.weights)[:3]
+    mix = ", ".join(f"{found.weights[k]:.0%} {base.world.persona_ids[k]}" for k in top if found.weights[k] >= 0.005)
+    return [
+        ("from the base", f"{found.kl_base:.4f} nats an answer"),
+        ("from the best mixture of personas", f"{found.kl_mixture:.4f} ± {found.standard_error:.4f} nats an answer"),
+        ("explained by that mixture", f"{found.share:.0%}" if np.isfinite(found.share) else "nothing to explain"),
+        ("the mixture", mix),
+        ("Λ, domains wanting other mixtures", f"{spread.between_domains:.0f} ({spread.n:,} single answers)"),
+        ("residual, what no mixture gives", f"{spread.residual:.0f}"),
+    ]

@@ -75,7 +75,8 @@ def local_folder(source: ModelSource) -> Path:
         assert source.path is not None
         return source.path
     if source.kind == "world":
-        assert source.path is not None and source.world is not None
+        assert source.path is not None
+        assert source.world is not None
         _verify(source.path, f"Delete it and train again: personae world train {source.world.id}")
         return source.path
     if source.kind == "hub":

@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 from personae.worlds.assistant import Agent, after_training, make_agent
 from personae.worlds.language import Kind, Language
 from personae.worlds.spec import World
-from personae.worlds.tables import Tables, make_tables
+from personae.worlds.tables import make_tables
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]

@@ -103,8 +103,9 @@ def check(name: Name, seed: opt.Seed = 0, as_json: opt.AsJson = False, quiet: op
     """Hold a trained world against its exact answer, row by row. Exit status 3 when a row fails."""
     result = checked(name, seed=seed, quiet=quiet or as_json)
     folder = world_folder(home(), result.world)
-    if folder.is_dir():
-        write_json(folder / "check.json", result.to_dict())
+    if "/exact" not in result.model and folder.is_dir():
+        trained = training_record(folder / "base")
+        write_json(folder / "check.json", result.to_dict() | {"trained": trained})
     if as_json:
         typer.echo(json.dumps({"command": "world check", **result.to_dict(), "failed": list(result.failed)}))
     elif not quiet:
