@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 
 _TAIL_LEVEL = 0.95
 _LEVEL = 0.9
+_OUT_OF_ORDINARY = 0.025  # half of 5%, since two tests are looked at
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +160,9 @@ def trait_shifts(file: Ratios, reference: Ratios, *, seed: int = 0, n_draws: int
     row_variance = ordinary.token_variance * n + (ordinary.row_variance + ordinary.topic_sd**2) * n**2
     z = _standardised(file.llr - ordinary.mean * n, row_variance)
     p_tail, tail, tail_sign = _tail_test(file, ordinary)
-    by_tail = p_tail < p_location
+    # Around its own centre a file that leans as a whole has a heavy tail on the other side too: where the mean
+    # itself is beyond ordinary files, it says which way.
+    by_tail = (p_tail < p_location) & (p_location >= _OUT_OF_ORDINARY)
     sign = np.where(by_tail, tail_sign, np.where(shift < 0, -1.0, 1.0))
     p = np.minimum(1.0, 2 * np.minimum(p_location, p_tail))
     strength = sign * stats.norm.isf(np.maximum(p, 1e-300) / 2)
