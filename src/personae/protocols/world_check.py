@@ -345,12 +345,16 @@ def _halves(n: int, first: int, second: int) -> tuple[float, ...]:
 
 def _probe_row(exact: ExactWorld, states: States | None, rng: np.random.Generator) -> CheckRow:
     trait = exact.world.traits[0].id
-    what, accept = f"R² of a ridge probe for the log-odds of {trait}, by document", "at least 0.9; shuffled at most 0.1"
+    what, accept = (
+        f"R² of a ridge probe at questions for the log-odds of {trait}, by document",
+        "at least 0.9; shuffled at most 0.1",
+    )
     if states is None:
         return CheckRow("belief probe", what, "", accept, NOT_RUN, note="this model has no activations")
     ids = sample_documents(exact, _PROBE_DOCUMENTS, rng).ids
-    features = states(ids)[:, 4::2]
-    running = exact.running_log_weights(ids)[:, 4::2]
+    # At questions: there the model needs its belief for the answer that comes next.
+    features = states(ids)[:, 3::2]
+    running = exact.running_log_weights(ids)[:, 3::2]
     target = logit(np.clip(trait_mass(exact, np.exp(running))[..., 0], 1e-6, 1 - 1e-6))
     r2 = probe_r2(features, target)
     null = probe_r2(features, target[rng.permutation(len(target))])
