@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import torch
+import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -225,6 +226,7 @@ def _save_folder(
 ) -> Path:
     """A model folder with a manifest of checksums, made aside and renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    transformers.utils.logging.disable_progress_bar()  # it would run into ours
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as aside:
         made = Path(aside) / "made"
         model.save_pretrained(made)
