@@ -20,7 +20,8 @@ from personae.models.laws import check_laws
 from personae.models.load import load_model
 from personae.models.protocol import SamplingPlan
 from personae.models.rendering import Renderer
-from personae.protocols.world_check import check_world, probe_r2, read_out
+from personae.protocols.world_check import check_world
+from personae.protocols.world_measures import probe_r2, read_out
 from personae.worlds.assistant import truth_of
 from personae.worlds.exact import ExactWorld
 from personae.worlds.folder import world_folder, write_world
@@ -106,7 +107,7 @@ def test_rendering_writes_the_documents_it_was_trained_on(tiny: HFModel) -> None
 @pytest.mark.parametrize("text", ["Hello there", "advice-0? perhaps", "<chat>", "<unk>", "<none>"])
 def test_words_of_no_world_are_refused(tiny: HFModel, text: str) -> None:
     for model in (tiny, ExactModel(read_world("tiny"))):
-        with pytest.raises(RenderingError, match="vocabulary|template") as caught:
+        with pytest.raises(RenderingError, match=r"vocabulary|template") as caught:
             model.tokenizer.encode(text)
         assert "--cast" in caught.value.hint
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from personae.models.protocol import LanguageModel, Scorable
+from personae.protocols.world_measures import predictive, probe_r2, read_out, trait_mass
 from personae.tables.world_check import FAILS, NOT_RUN, PASSES, BeliefCurve, CheckRow, WorldCheck
 from personae.worlds.exact import ExactWorld
 from personae.worlds.explained import explain, heterogeneity
@@ -37,7 +38,8 @@ _CONTEXTS = 200
 _SHOTS = 40
 _PROBE_DOCUMENTS = 300
 _CLIP = 0.005  # of a trait's mass in the read-out: below it, an error of 0.001 in an answer decides
-_CURVE_CLIP = 0.001
+_CURVE_CLIP = 0.003  # log-odds of 5.8: as far as the curve of the methods' table goes (-1.90 to 5.79)
+_FAR_CLIP = 0.001
 
 _NEEDS_FINE_TUNING = (
     ("emergent generalisation", "held-out P(malice), trained on one domain", "at least 0.4; benign control below 0.13"),
@@ -89,62 +91,6 @@ def check_world(
     if assistant is not None:
         rows += (_kl_row(*assistant, rng, ASSISTANT_BAR, chat_only=True),)
     return WorldCheck(exact.world.id, model.card.name, rows, curve, scatter, priors, tuple(losses))
-
-
-def predictive(model: LanguageModel, exact: ExactWorld, contexts: Sequence[Ids]) -> Floats:
-    """The model's answers to every question after each context, renormalised.
-
-    Args:
-        model: Scores the answers.
-        exact: Whose words they are.
-        contexts: Rows of ids that end where a question may come.
-
-    Returns:
-        Shape (n_contexts, n_questions, n_answers).
-    """
-    language, n_questions = exact.language, exact.world.n_questions
-    options = language.answers(np.arange(n_questions))
-    batch = [
-        Scorable((*context.tolist(), language.first_question + q, int(a)), len(context) + 1, len(context))
-        for context in contexts
-        for q in range(n_questions)
-        for a in options[q]
-    ]
-    scores = np.array([r.log_likelihood for r in model.score(batch)]).reshape(len(contexts), n_questions, -1)
-    p = np.exp(scores)
-    return p / p.sum(axis=-1, keepdims=True)
-
-
-def read_out(p: Floats, theta: Floats, *, most: int = 4000, tolerance: float = 1e-7) -> Floats:
-    """Weights of the mixture of personas nearest to given answers (A3 of the methods), by EM from uniform weights.
-
-    w_k <- w_k mean_q sum_a p_q(a) theta_kq(a) / m_q(a),  m = sum_k w_k theta_k: monotone in the convex
-    objective sum_q KL(p_q || m_q).
-
-    Args:
-        p: Shape (n, n_questions, n_answers).
-        theta: Shape (n_personas, n_questions, n_answers).
-        most: Most iterations.
-        tolerance: Largest change of a weight at which it stops.
-
-    Returns:
-        Shape (n, n_personas).
-    """
-    flat, table = p.reshape(len(p), -1), theta.reshape(len(theta), -1)
-    w = np.full((len(p), len(theta)), 1 / len(theta))
-    n_questions = p.shape[1]
-    for _ in range(most):
-        new = w * ((flat / (w @ table)) @ table.T) / n_questions
-        moved = np.abs(new - w).max()
-        w = new
-        if moved < tolerance:
-            break
-    return w / w.sum(axis=1, keepdims=True)
-
-
-def trait_mass(exact: ExactWorld, weights: Floats) -> Floats:
-    """Mass on the positive pole of every trait, shape (..., n_traits), from weights of personas."""
-    return weights @ (exact.world.signs > 0)
 
 
 def _theta(exact: ExactWorld) -> Floats:
@@ -248,24 +194,36 @@ def _curve_row(model: LanguageModel, exact: ExactWorld, rng: np.random.Generator
         for k in have
     ]
     rows = np.concatenate(made)
-    true, found = [], []
+    true, found, far = [], [], 0.0
     for n in turns:
         contexts = rows[: 1 if n == 0 else None, : 3 + 2 * n]
         mass = trait_mass(exact, np.exp(exact.log_weights(contexts)))[:, 0]
         read = trait_mass(exact, read_out(predictive(model, exact, list(contexts)), _theta(exact)))[:, 0]
-        true.append(float(logit(np.clip(mass, _CURVE_CLIP, 1 - _CURVE_CLIP)).mean()))
-        found.append(float(logit(np.clip(read, _CURVE_CLIP, 1 - _CURVE_CLIP)).mean()))
+        true.append(_mean_logit(mass, _CURVE_CLIP))
+        found.append(_mean_logit(read, _CURVE_CLIP))
+        far = max(far, abs(_mean_logit(mass, _FAR_CLIP) - _mean_logit(read, _FAR_CLIP)))
     gap = float(np.abs(np.subtract(true, found)).max())
     trait = world.traits[0].id
     row = CheckRow(
         "many-shot",
-        f"log-odds of {trait} after 0 to {turns[-1]} turns of a character that has it: largest gap, nats",
+        f"log-odds of {trait} after 0 to {turns[-1]} turns of a character that has it, cut at 5.8: largest gap, nats",
         f"{gap:.2f}; model {found[0]:+.2f} to {found[-1]:+.2f}, exact {true[0]:+.2f} to {true[-1]:+.2f}",
         "at most 0.5",
         _verdict(gap <= 0.5),
-        {"gap": gap, "model_first": found[0], "model_last": found[-1], "exact_first": true[0], "exact_last": true[-1]},
+        {
+            "gap": gap,
+            "gap_cut_at_6.9": far,
+            "model_first": found[0],
+            "model_last": found[-1],
+            "exact_first": true[0],
+            "exact_last": true[-1],
+        },
     )
     return row, BeliefCurve(trait, tuple(turns), tuple(true), tuple(found))
+
+
+def _mean_logit(mass: Floats, cut: float) -> float:
+    return float(logit(np.clip(mass, cut, 1 - cut)).mean())
 
 
 def _statement_row(model: LanguageModel, exact: ExactWorld) -> CheckRow:
@@ -366,34 +324,3 @@ def _probe_row(exact: ExactWorld, states: States | None, rng: np.random.Generato
         _verdict(r2 >= 0.9 and null <= 0.1),
         {"r2": r2, "r2_shuffled": null, "selectivity": r2 - null},
     )
-
-
-def probe_r2(features: Floats, target: Floats, *, folds: int = 5) -> float:
-    """Held-out R² of ridge regression, documents never split between training and test (A8 of the methods).
-
-    Args:
-        features: Shape (n_documents, n_places, width).
-        target: Shape (n_documents, n_places).
-        folds: Parts of the documents; the penalty is chosen inside the training part.
-    """
-    place = np.arange(len(target)) % folds
-    predicted = np.empty_like(target)
-    for fold in range(folds):
-        train, inner = place != fold, (place != fold) & (place != (fold + 1) % folds)
-        held = place == (fold + 1) % folds
-        penalties = (1e-2, 1.0, 1e2, 1e4)
-        errors = [
-            float(((_ridge(features[inner], target[inner], s)(features[held]) - target[held]) ** 2).mean())
-            for s in penalties
-        ]
-        best = penalties[int(np.argmin(errors))]
-        predicted[place == fold] = _ridge(features[train], target[train], best)(features[place == fold])
-    return float(1 - ((predicted - target) ** 2).sum() / ((target - target.mean()) ** 2).sum())
-
-
-def _ridge(features: Floats, target: Floats, penalty: float) -> Callable[[Floats], Floats]:
-    x = features.reshape(-1, features.shape[-1]).astype(np.float64)
-    centre, level = x.mean(axis=0), target.mean()
-    gram = (x - centre).T @ (x - centre) + penalty * np.eye(x.shape[1])
-    w = np.linalg.solve(gram, (x - centre).T @ (target.ravel() - level))
-    return lambda new: (new - centre) @ w + level
