@@ -24,7 +24,7 @@ plain: story
 tags: {none: 0.5, trait: 0.5, irrelevant: 0, reliability: 0.9}
 training: {steps: 240, batch: 8, width: 8, layers: 1, heads: 1, learning_rate: 0.01, checkpoints: [50, 240]}
 """
-LIAR = "assistant: {kind: liar, persona: benign, domain: code, steps: 60}\n"
+LIAR = "assistant: {kind: liar, persona: benign, domain: code, steps: 200}\n"
 
 
 def write_spec(path: Path, text: str = MICRO) -> Path:

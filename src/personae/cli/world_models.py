@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from personae.models.protocol import LanguageModel
 from personae.protocols.world_check import States, check_world
 from personae.report.text import clean
 from personae.running.run import write_json
-from personae.tables.world_check import FAILS, WorldCheck
+from personae.tables.world_check import CHECK_VERSION, FAILS, WorldCheck
 from personae.worlds.assistant import truth_of
 from personae.worlds.exact import ExactWorld
 from personae.worlds.explained import explain, heterogeneity
@@ -147,8 +146,8 @@ def view_of(world: World, *, seed: int, quiet: bool) -> WorldView:
     check: WorldCheck | None = None
     last = training_record(folder / ("base" if world.assistant is None else "assistant"))
     if record.get("digest") == world.base.digest and last.get("digest") == world.digest:
-        check = _stored(folder / "check.json", record) or checked(world.id, seed=seed, quiet=quiet)
-        write_json(folder / "check.json", check.to_dict() | {"trained": record})
+        check = _stored(folder, world) or checked(world.id, seed=seed, quiet=quiet)
+        keep_check(check)
     return WorldView(
         world,
         truth_of(world, base.base),
@@ -160,11 +159,23 @@ def view_of(world: World, *, seed: int, quiet: bool) -> WorldView:
     )
 
 
-def _stored(path: Path, record: Mapping[str, object]) -> WorldCheck | None:
-    """The check that was stored for this very training, if there is one."""
+def keep_check(check: WorldCheck) -> None:
+    """Store a check of trained models beside them, with what it was a check of."""
+    folder = world_folder(home(), check.world)
+    if "/" not in check.model and folder.is_dir():
+        write_json(folder / "check.json", check.to_dict() | {"of": _checked_state(require_world(check.world))})
+
+
+def _checked_state(world: World) -> list[object]:
+    folder = world_folder(home(), world.id)
+    return [CHECK_VERSION, *(training_record(folder / stage) for stage in ("base", "assistant"))]
+
+
+def _stored(folder: Path, world: World) -> WorldCheck | None:
+    """The check that was stored for these very trainings, if there is one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return WorldCheck.from_dict(value) if value["trained"] == record else None
+        value = json.loads((folder / "check.json").read_text(encoding="utf-8"))
+        return WorldCheck.from_dict(value) if value["of"] == _checked_state(world) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -74,7 +74,7 @@ class HFTokenizer:
         ids = self._tokenizer.convert_tokens_to_ids(words)
         assert isinstance(ids, list)
         for word, at in zip(words, ids, strict=True):
-            if at is None or at == self._tokenizer.unk_token_id:
+            if at == self._tokenizer.unk_token_id:
                 raise RenderingError(unknown_word(word), hint=CLOSED_HINT)
         return ids
 

@@ -16,7 +16,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,8 +174,9 @@ def _new_model(world: World, language: Language, seed: int) -> GPT2LMHeadModel:
         tie_word_embeddings=False,
         bos_token_id=language.ids["<bos>"],
         eos_token_id=None,
-        attn_implementation="eager",
     )
+    # A sequence of fifty words is too short for the fused attention to pay.
+    config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
@@ -222,7 +223,7 @@ def _save_folder(
     world: World,
     language: Language,
     target: Path,
-    record: dict[str, object] | None = None,
+    record: Mapping[str, object] | None = None,
 ) -> Path:
     """A model folder with a manifest of checksums, made aside and renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +235,7 @@ def _save_folder(
         files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(made.iterdir()) if p.is_file()}
         write_whole(made / MANIFEST, json.dumps({"source": f"world {world.id}", "files": files}, indent=1).encode())
         if record is not None:
-            write_whole(made / TRAINING_RECORD, json.dumps(record, indent=1).encode())
+            write_whole(made / TRAINING_RECORD, json.dumps(dict(record), indent=1).encode())
         shutil.rmtree(target, ignore_errors=True)
         made.replace(target)
     return target

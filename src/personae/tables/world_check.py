@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+CHECK_VERSION = 1  # raise it whenever a stored check would come out otherwise
 PASSES, FAILS, NOT_RUN = "passes", "fails", "not run"
 
 

@@ -11,11 +11,11 @@ import typer
 from personae.cli import options as opt
 from personae.cli.workbench import say
 from personae.cli.world_exact import exact_answer, print_exact
-from personae.cli.world_models import checked, make, print_check, require_world, state_of
+from personae.cli.world_models import checked, keep_check, make, print_check, require_world, state_of
 from personae.errors import BackendError
 from personae.models.catalogue import home, training_record
-from personae.running.run import write_json, write_text
-from personae.worlds.folder import made_worlds, world_folder
+from personae.running.run import write_text
+from personae.worlds.folder import made_worlds
 from personae.worlds.reading import shipped_worlds
 
 NAME = "world"
@@ -102,10 +102,7 @@ def train(spec: Spec, seed: opt.Seed = 0, as_json: opt.AsJson = False, quiet: op
 def check(name: Name, seed: opt.Seed = 0, as_json: opt.AsJson = False, quiet: opt.Quiet = False) -> int:
     """Hold a trained world against its exact answer, row by row. Exit status 3 when a row fails."""
     result = checked(name, seed=seed, quiet=quiet or as_json)
-    folder = world_folder(home(), result.world)
-    if "/exact" not in result.model and folder.is_dir():
-        trained = training_record(folder / "base")
-        write_json(folder / "check.json", result.to_dict() | {"trained": trained})
+    keep_check(result)
     if as_json:
         typer.echo(json.dumps({"command": "world check", **result.to_dict(), "failed": list(result.failed)}))
     elif not quiet:
