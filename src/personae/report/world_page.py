@@ -85,7 +85,7 @@ def verdict(view: WorldView) -> tuple[str, str]:
         return "Undertrained", f": {failed} of {count(passed + failed, 'check')} fail. Do not interpret what it shows."
     return (
         f"{kl.numbers['kl']:.4f} nats an answer",
-        f" from the exact answer: {count(passed, 'check')} of the model pass, {skipped} were not run.",
+        f" from the exact answer: {count(passed, 'check')} {'passes' if passed == 1 else 'pass'}, {skipped} not run.",
     )
 
 

@@ -29,7 +29,9 @@ def check_of(verdict: str = PASSES, note: str = "") -> WorldCheck:
 def view(check: WorldCheck | None, *, name: str = "tiny", description: str = "A world.") -> WorldView:
     world = replace(read_world(name), description=description)
     truth = truth_of(world, ExactWorld(world).base)
-    return WorldView(world, truth, "<bos> <chat> kind advice-0?", check, [("share", "65%")], [("seed", "0")], "Train it.")
+    return WorldView(
+        world, truth, "<bos> <chat> kind advice-0?", check, [("share", "65%")], [("seed", "0")], "Train it."
+    )
 
 
 class Tags(HTMLParser):
@@ -63,7 +65,7 @@ def test_page_says_what_was_measured_and_what_was_not() -> None:
 
 def test_sentence_at_the_top_follows_the_verdicts() -> None:
     assert verdict(view(check_of()))[0] == "0.0123 nats an answer"
-    assert "1 check of the model pass, 1 were not run" in verdict(view(check_of()))[1]
+    assert "1 check passes, 1 not run" in verdict(view(check_of()))[1]
     assert verdict(view(check_of(FAILS)))[0] == "Undertrained"
     assert verdict(view(None))[0] == "Not trained yet"
     assert "Train it." in render_world(view(None))

@@ -31,7 +31,9 @@ def command(as_json: opt.AsJson = False) -> int:
     worlds = sorted({*shipped_worlds(), *made_worlds(home())})
     backend = all(importlib.util.find_spec(p) is not None for p in ("torch", "transformers"))
     if as_json:
-        typer.echo(json.dumps({"command": NAME, "models": rows, "worlds": worlds, "backend": backend, "home": str(home())}))
+        typer.echo(
+            json.dumps({"command": NAME, "models": rows, "worlds": worlds, "backend": backend, "home": str(home())})
+        )
         return 0
     for row in rows:
         typer.echo(
