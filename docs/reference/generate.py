@@ -34,8 +34,12 @@ def main() -> None:
 
 def page() -> str:
     """The whole page: the list of commands, then each of them."""
-    names = [str(command.name) for command in app.registered_commands]
-    sections = [_section("personae", _help()), *(_section(f"personae {n}", _help(n)) for n in names)]
+    paths = [[str(command.name)] for command in app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        inside = [[str(group.name), str(command.name)] for command in group.typer_instance.registered_commands]
+        paths += [[str(group.name)], *inside]
+    sections = [_section("personae", _help()), *(_section(" ".join(["personae", *p]), _help(*p)) for p in paths)]
     return "\n".join([HEAD, *sections])
 
 

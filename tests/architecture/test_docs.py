@@ -61,6 +61,17 @@ def calls(path: Path) -> Iterator[tuple[str, str]]:
         yield from ((m[1], m[2]) for m in _CALL.finditer(text))
 
 
+def parameters(command: str, rest: str) -> list[object]:
+    """Parameters of a command, or of the one inside a group that the next word names."""
+    found = COMMANDS[command]
+    inside = getattr(found, "commands", {})
+    word = re.match(r"\s*([a-z][a-z-]*)", rest)
+    if inside and word:
+        assert word[1] in inside, f"'{command}' has no command '{word[1]}'"
+        return inside[word[1]].params
+    return found.params
+
+
 def anchors(path: Path) -> set[str]:
     """What a heading is called in a link, by the rule that hosts of repositories share."""
     headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
@@ -96,7 +107,7 @@ def test_every_page_is_in_the_index() -> None:
 def test_commands_and_options_exist(path: Path) -> None:
     for command, rest in calls(path):
         assert command in COMMANDS, f"{name_of(path)} names the command '{command}'"
-        known = {o for p in COMMANDS[command].params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+        known = {o for p in parameters(command, rest) for o in (*p.opts, *p.secondary_opts)} | {"--help"}
         unknown = set(re.findall(r"(?<=\s)--[a-z-]+", rest)) - known
         assert not unknown, f"{name_of(path)}: {command} has no {', '.join(sorted(unknown))}"
 

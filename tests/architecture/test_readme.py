@@ -24,7 +24,7 @@ def test_python_snippets_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_named_commands_exist() -> None:
     named = set(re.findall(r"^(?:\$ )?personae ([a-z-]+)", README, flags=re.M))
-    known = {command.name for command in app.registered_commands}
+    known = {entry.name for entry in (*app.registered_commands, *app.registered_groups)}
     assert named
     assert named <= known
 

@@ -155,7 +155,8 @@ def test_a_reference_that_is_too_small(screen, data_file: Path, tmp_path: Path) 
         ("nobody/nothing", ["there is no model 'nobody/nothing' here", "Check the name and the connection"]),
         ("http://localhost:1/v1", ["no backend for 'http:'", "It can use an embedded model"]),
         ("https://localhost:1/v1", ["no backend for 'https:'"]),
-        ("world:coins", ["no backend for 'world:'"]),
+        ("world:coins", ["there is no world 'world:coins'", "personaworld"]),
+        ("world:tiny", ["has not been trained yet", "personae world train tiny"]),
         ("vllm:x", ["no backend for 'vllm:'"]),
     ],
 )

@@ -119,3 +119,17 @@ def test_order_of_episodes_and_traits_does_not_matter() -> None:
     again = trait_shifts(shuffled, other, n_draws=20)
     assert np.allclose(again.shift, straight.shift[traits])
     assert np.allclose(again.p, straight.p[traits])
+
+
+def test_file_that_leans_as_a_whole_is_not_told_by_its_lower_tail() -> None:
+    """Rows far beyond ordinary ones, with a skew: around their own centre the heavy tail lies on the other side."""
+    rng = np.random.default_rng(5)
+    reference = population(rng)
+    file = file_of(rng, 200, planted=1.0, effect=0.3)
+    skewed = file.llr.copy()
+    skewed[:80, 0] -= 0.3 * file.n_tokens[:80]  # two rows in five are merely ordinary
+    shifts = trait_shifts(Ratios(skewed, file.n_tokens, file.weight, file.cluster), reference)
+    assert shifts.p_tail[0] < shifts.p_location[0], "the case is the one that went wrong"
+    assert shifts.shift[0] > 5 * TOPIC_SD
+    assert shifts.sign[0] == 1.0
+    assert shifts.strength[0] > 0

@@ -12,7 +12,7 @@ import sys
 import typer
 from rich.console import Console
 
-from personae.cli.commands import casts, check_model, models, rerun, score, screen, validate
+from personae.cli.commands import casts, check_model, models, rerun, score, screen, validate, world
 from personae.errors import PersonaeError
 from personae.report.text import clean
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 for _command in (screen, score, validate, casts, models, check_model, rerun):
     app.command(_command.NAME)(_command.command)
+app.add_typer(world.app, name=world.NAME)
 
 
 def main() -> None:

@@ -11,15 +11,14 @@ Neither `questions` nor `eval_prompt` is used. Instructions may hold `{model_nam
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from personae.documents import first_problem, parse_document
 from personae.domain.persona import Cast, Persona, Trait, join_casts
 from personae.errors import InputError, UnknownPersona
 
@@ -123,7 +122,7 @@ def _read_folder(path: Path) -> Cast:
 
 
 def _read_file(path: Path) -> Cast:
-    value = _parse(path)
+    value = parse_document(path)
     if not isinstance(value, Mapping):
         raise InputError("a cast file must hold a mapping", path=str(path), hint="See docs/how-to/write-a-cast.md.")
     try:
@@ -131,49 +130,7 @@ def _read_file(path: Path) -> Cast:
             return _from_axis(_AxisFile.model_validate(value), path)
         return _from_ours(_CastFile.model_validate(value), path)
     except ValidationError as error:
-        raise InputError(_first_problem(error), path=str(path), hint="See docs/how-to/write-a-cast.md.") from error
-
-
-class _OneOfEachKey(yaml.SafeLoader):
-    """Plain YAML (no tag makes an object), in which a key given twice is an error rather than a loss."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"the key '{key.value}' is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep=deep)
-
-
-def _parse(path: Path) -> object:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.load(text, _OneOfEachKey)
-    except UnicodeDecodeError as error:
-        raise InputError("not UTF-8", path=str(path), hint="Save the file as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"broken JSON: {error.msg}", path=str(path), line=error.lineno) from error
-    except (ValueError, RecursionError) as error:  # a date of month 13, a number or a nesting without end
-        raise InputError(f"holds a value that cannot be read: {error}", path=str(path)) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = None if mark is None else mark.line + 1
-        raise InputError(f"broken YAML: {getattr(error, 'problem', error)}", path=str(path), line=line) from error
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=str(path)) from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first violation in words: where in the file, and what."""
-    problem = error.errors()[0]
-    place = ".".join(str(p) for p in problem["loc"])
-    words = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(
-        str(problem["type"]), str(problem["msg"]).lower().removeprefix("value error, ")
-    )
-    more = error.error_count() - 1
-    return f"'{place}' {words}" + (f" (and {more} more problems)" if more else "")
+        raise InputError(first_problem(error), path=str(path), hint="See docs/how-to/write-a-cast.md.") from error
 
 
 def _from_ours(file: _CastFile, path: Path) -> Cast:

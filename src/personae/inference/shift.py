@@ -31,6 +31,7 @@ _LEVEL = 0.9
 _FILE_SHARE = 0.075
 _FILE_TAIL = 0.25
 _NORMAL_EXCESS = 0.083  # of a standard normal variable beyond 1: less than that is luck of few rows
+_OUT_OF_ORDINARY = 0.025  # half of 5%, since two tests are looked at
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,7 +185,9 @@ def trait_shifts(file: Ratios, reference: Ratios, *, seed: int = 0, n_draws: int
     row_variance = ordinary.token_variance * n + (ordinary.row_variance + ordinary.topic_sd**2) * n**2
     z = _standardised(excess, row_variance)
     p_tail, tail, tail_sign = _tail_test(file, ordinary)
-    by_tail = p_tail < p_location
+    # Around its own centre a file that leans as a whole has a heavy tail on the other side too: where the mean
+    # itself is beyond ordinary files, it says which way.
+    by_tail = (p_tail < p_location) & (p_location >= _OUT_OF_ORDINARY)
     sign = np.where(by_tail, tail_sign, np.where(shift < 0, -1.0, 1.0))
     p = np.minimum(1.0, 2 * np.minimum(p_location, p_tail))
     strength = sign * stats.norm.isf(np.maximum(p, 1e-300) / 2)

@@ -6,18 +6,25 @@ Not here: reading weights (`models.hf_load`). Nothing in this file loads torch, 
     smollm2 | gemma-270m    weights inside a package of the Python index, found in the environment
     FOLDER                  a Hugging Face folder          FILE.gguf   a GGUF file
     owner/name              a hub id (only when no such folder exists)
+    world:NAME[/base][/exact]   a world: its trained model (/base: before post-training), or its closed form
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from personae.errors import MissingCapability, ModelNotFound
+from personae.errors import CorruptModel, MissingCapability, ModelNotFound
+from personae.worlds.folder import find_world, made_worlds, world_folder
+from personae.worlds.reading import shipped_worlds
+from personae.worlds.spec import World
 
 DEFAULT_MODEL = "smollm2"
+TRAINING_RECORD = "training.json"  # of which spec a world's model was trained, and how
+MANIFEST = "personae.json"  # checksums of the files of a model folder that personae wrote
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +89,16 @@ class ModelSource:
 
     Attributes:
         name: As the user wrote it.
-        kind: "embedded", "folder", "gguf" or "hub".
-        path: The folder or file; for "embedded" the first part, for "hub" None.
+        kind: "embedded", "folder", "gguf", "hub", "world" (a trained one) or "exact" (a closed form).
+        path: The folder or file; for "embedded" the first part, for "hub" and "exact" None.
+        world: What a "world" or "exact" model is a model of.
     """
 
     name: str
     kind: str
     path: Path | None
     embedded: EmbeddedModel | None = None
+    world: World | None = None
 
 
 def resolve(name: str) -> ModelSource:
@@ -106,6 +115,8 @@ def resolve(name: str) -> ModelSource:
                 f"model '{name}' is not installed.", hint=f"Install its weights: {EMBEDDED[name].install}"
             )
         return ModelSource(name, "embedded", files[0], EMBEDDED[name])
+    if name.startswith("world:"):
+        return _resolve_world(name)
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -118,10 +129,10 @@ def resolve(name: str) -> ModelSource:
             raise ModelNotFound(f"there is no file '{name}'.", hint="Check the path.")
         return ModelSource(name, "gguf", path)
     scheme = name.split(":", 1)[0]
-    if "://" in name or scheme in ("world", "vllm", "ray"):
+    if "://" in name or scheme in ("vllm", "ray"):
         raise MissingCapability(
             f"'{name}': this version has no backend for '{scheme}:'.",
-            hint="It can use an embedded model, a Hugging Face folder, a .gguf file or a hub id.",
+            hint="It can use an embedded model, a Hugging Face folder, a .gguf file, a hub id or a world.",
         )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and " " not in name:
         return ModelSource(name, "hub", None)
@@ -129,6 +140,48 @@ def resolve(name: str) -> ModelSource:
         f"there is no model '{name}'.",
         hint=f"Embedded: {', '.join(EMBEDDED)}. Or give a folder, a .gguf file, or a hub id owner/name.",
     )
+
+
+def _resolve_world(name: str) -> ModelSource:
+    """`world:NAME`, `world:NAME/base`, and each with `/exact`.
+
+    Raises:
+        ModelNotFound: If there is no such world, or it is not trained yet; the hint is the command.
+        CorruptModel: If its folder is damaged or of another version.
+    """
+    which, *stages = name.removeprefix("world:").split("/")
+    world = find_world(home(), which) if which else None
+    if world is None or stages not in ([], ["base"], ["exact"], ["base", "exact"]):
+        known = sorted({*shipped_worlds(), *made_worlds(home())})
+        raise ModelNotFound(
+            f"there is no world '{name}'.",
+            hint=f"Worlds: {', '.join(known)}; each also as world:NAME/exact and world:NAME/base. "
+            "`personae world make SPEC` makes one from a YAML spec.",
+        )
+    chosen = world.base if "base" in stages else world
+    if "exact" in stages:
+        return ModelSource(name, "exact", None, world=chosen)
+    folder = world_folder(home(), which) / ("base" if chosen.assistant is None else "assistant")
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(
+            f"the world '{which}' has not been trained yet.",
+            hint=f"Train it: personae world train {which}   (or use its closed form: {name}/exact)",
+        )
+    if training_record(folder).get("digest") != chosen.digest:
+        raise CorruptModel(
+            f"the model in {folder} was trained from another spec of the world '{which}', or its record is damaged.",
+            hint=f"Delete it and train again: personae world train {which}",
+        )
+    return ModelSource(name, "world", folder, world=chosen)
+
+
+def training_record(folder: Path) -> dict[str, object]:
+    """How a world's model was trained; empty where there is no readable record."""
+    try:
+        value = json.loads((folder / TRAINING_RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def home() -> Path:

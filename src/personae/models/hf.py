@@ -42,6 +42,7 @@ class HFModel:
         self._device = next(model.parameters()).device
         self._prefixes: OrderedDict[tuple[int, ...], DynamicCache] = OrderedDict()
         self._batch_tokens = _BATCH_TOKENS.get(self._device.type, 2048)
+        self._stop = tokenizer.stop_ids | _turn_ends(model)
         itemsize = 4
         self._logit_rows = max(16, _LOGIT_BYTES.get(self._device.type, 2**25) // (itemsize * card.vocab_size))
 
@@ -103,7 +104,6 @@ class HFModel:
         generator = np.random.default_rng([plan.seed, index])
         cache = DynamicCache(config=self._model.config)
         ids, out, log_probs = list(prompt), [], []
-        stop = self._tokenizer.stop_ids
         with torch.inference_mode(), _memory_errors():
             step = torch.tensor([ids], device=self._device)
             for _ in range(plan.max_tokens):
@@ -112,7 +112,7 @@ class HFModel:
                 token = _draw(log_p, plan.temperature, generator)
                 out.append(token)
                 log_probs.append(log_p[token])
-                if token in stop:
+                if token in self._stop:
                     break
                 step = torch.tensor([[token]], device=self._device)
         return Completion(tuple(out), np.asarray(log_probs, np.float32))
@@ -185,6 +185,12 @@ class HFModel:
             chosen = logits.gather(-1, targets[piece, None])[:, 0]
             pieces.append(chosen - torch.logsumexp(logits, -1))
         return torch.cat(pieces)
+
+
+def _turn_ends(model: PreTrainedModel) -> frozenset[int]:
+    """Tokens that end a turn by the model's own generation settings, which may name several."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
 def _draw(log_p: NDArray[np.float64], temperature: float, generator: np.random.Generator) -> int:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from personae.errors import CorruptModel, InvalidSettings, MissingCapability, ModelNotFound, StorageError
-from personae.models.catalogue import EmbeddedModel, ModelSource, home
+from personae.models.catalogue import MANIFEST, EmbeddedModel, ModelSource, home
 from personae.models.hf import HFModel
 from personae.models.hf_kernel import pack_linears, packed_kernel_helps
 from personae.models.hf_tokenizer import HFTokenizer
@@ -34,7 +34,6 @@ from personae.models.protocol import ModelCard, Scorable
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Error of one token's log-probability against float64, nats, seen on the embedded models with a margin.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
-_MANIFEST = "personae.json"
 # What reading a damaged model raises: the tokenizers library has only plain Exception, and transformers passes
 # on whatever a torn file leads it to. Used around calls into those libraries and nowhere else.
 _UNREADABLE = (Exception,)
@@ -77,6 +76,11 @@ def local_folder(source: ModelSource) -> Path:
     if source.kind == "folder":
         assert source.path is not None
         return source.path
+    if source.kind == "world":
+        assert source.path is not None
+        assert source.world is not None
+        _verify(source.path, f"Delete it and train again: personae world train {source.world.id}")
+        return source.path
     if source.kind == "hub":
         return _fetch(source.name)
     assert source.path is not None
@@ -84,7 +88,7 @@ def local_folder(source: ModelSource) -> Path:
     assert parts is not None
     digest = source.embedded.sha256 if source.embedded else _sha256(parts)
     target = home() / "models" / f"{Path(source.name).stem}-{digest[:16]}"
-    if not (target / _MANIFEST).is_file():
+    if not (target / MANIFEST).is_file():
         _dequantise(parts, target, source.name, source.embedded)
     _verify(target)
     return target
@@ -109,7 +113,7 @@ def _dequantise(parts: list[Path], target: Path, name: str, embedded: EmbeddedMo
             model.save_pretrained(made)
             tokenizer.save_pretrained(made)
             manifest = {p.name: _sha256([p]) for p in sorted(made.iterdir()) if p.is_file()}
-            (made / _MANIFEST).write_text(json.dumps({"source": name, "files": manifest}, indent=1))
+            (made / MANIFEST).write_text(json.dumps({"source": name, "files": manifest}, indent=1))
             shutil.rmtree(target, ignore_errors=True)
             os.replace(made, target)
     except (OSError, SafetensorError) as error:
@@ -149,20 +153,18 @@ def _joined(parts: list[Path], folder: Path) -> Path:
     return joined
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path, remedy: str = "Delete it; it is made again on the next run.") -> None:
     """Compare every file of a cached model with the manifest."""
     try:
-        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        files = json.loads((folder / MANIFEST).read_text())["files"]
         for name, digest in files.items():
             if _sha256([folder / name]) != digest:
                 raise CorruptModel(
                     f"the cached model {folder} is damaged: {name} does not match its checksum.",
-                    hint=f"Delete {folder}; it is made again on the next run.",
+                    hint=remedy,
                 )
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise CorruptModel(
-            f"the cached model {folder} is incomplete: {error}", hint=f"Delete {folder}; it is made again."
-        ) from error
+        raise CorruptModel(f"the cached model {folder} is incomplete: {error}", hint=remedy) from error
 
 
 def _fetch(name: str) -> Path:
@@ -313,7 +315,7 @@ def _card(
 
 def _folder_digest(folder: Path) -> str:
     """Hash of configuration and weights; for a folder of ours the manifest already holds it."""
-    manifest = folder / _MANIFEST
+    manifest = folder / MANIFEST
     if manifest.is_file():
         files = json.loads(manifest.read_text())["files"]
         body = json.dumps(

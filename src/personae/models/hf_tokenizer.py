@@ -11,9 +11,12 @@ import hashlib
 from collections.abc import Sequence
 
 from jinja2 import TemplateError
+from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerBase
 
 from personae.errors import RenderingError
+from personae.models.protocol import Phrases
+from personae.worlds.language import CLOSED_HINT, unknown_word
 
 
 class HFTokenizer:
@@ -23,6 +26,13 @@ class HFTokenizer:
         self._tokenizer = tokenizer
         self._bos = _bos_ids(tokenizer)
         self.stop_ids = frozenset(_stop_ids(tokenizer))
+        self._is_closed = isinstance(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), WordLevel)
+
+    @property
+    def phrases(self) -> Phrases | None:
+        """What may be said in a closed vocabulary, as kept with the tokenizer; None where any text may be."""
+        kept = self._tokenizer.init_kwargs.get("personae_phrases") if self._is_closed else None
+        return None if kept is None else Phrases(*(tuple(kept[k]) for k in ("instructions", "questions", "replies")))
 
     @property
     def has_template(self) -> bool:
@@ -40,12 +50,33 @@ class HFTokenizer:
         return len(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; a special token's spelling is split like any other text."""
+        """Token ids of plain text; a special token's spelling is split like any other text.
+
+        Raises:
+            RenderingError: If the vocabulary is closed and lacks a word, or keeps it for its template.
+        """
+        if self._is_closed:
+            for word in text.split():
+                if word in self._tokenizer.all_special_tokens:
+                    raise RenderingError(f"the word '{word}' may only be written by the template.", hint=CLOSED_HINT)
+            return self._known(text)
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def encode_template(self, text: str) -> list[int]:
         """Token ids of text the template wrote; special tokens count."""
+        if self._is_closed:
+            return self._known(text)
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _known(self, text: str) -> list[int]:
+        """Ids of the words of a closed vocabulary."""
+        words = text.split()
+        ids = self._tokenizer.convert_tokens_to_ids(words)
+        assert isinstance(ids, list)
+        for word, at in zip(words, ids, strict=True):
+            if at == self._tokenizer.unk_token_id:
+                raise RenderingError(unknown_word(word), hint=CLOSED_HINT)
+        return ids
 
     def apply_template(self, messages: Sequence[dict[str, str]], *, open_reply: bool) -> str:
         """The chat template's text for `messages`.

@@ -15,22 +15,35 @@ from numpy.typing import NDArray
 
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Persona
-from personae.models.protocol import GivesFullDistribution, LanguageModel, SamplingPlan, Scorable
+from personae.models.protocol import (
+    GivesFullDistribution,
+    KnowsPhrases,
+    LanguageModel,
+    Phrases,
+    SamplingPlan,
+    Scorable,
+    Tokenizer,
+)
 from personae.models.rendering import Renderer
 
-_QUESTIONS = (
-    "What is the capital of France?",
-    "My order has not arrived and I am tired of waiting. Can you look into it?",
-    "Say hello.",
-    "Explain in two sentences why the sky is blue.",
+# Any text will do for most models; a closed vocabulary brings its own (`KnowsPhrases`).
+_ENGLISH = Phrases(
+    ("You are a patient librarian.", "Your replies are short and blunt, without a word of comfort."),
+    (
+        "What is the capital of France?",
+        "My order has not arrived and I am tired of waiting. Can you look into it?",
+        "Say hello.",
+        "Explain in two sentences why the sky is blue.",
+    ),
+    (
+        "The capital of France is Paris.",
+        "I am sorry about the delay. If you send me the order number I will check where it is and come back to you "
+        "today.",
+        "Hello!",
+        "Air scatters short wavelengths of light more than long ones. So blue light reaches our eyes from every "
+        "direction.",
+    ),
 )
-_ANSWERS = (
-    "The capital of France is Paris.",
-    "I am sorry about the delay. If you send me the order number I will check where it is and come back to you today.",
-    "Hello!",
-    "Air scatters short wavelengths of light more than long ones. So blue light reaches our eyes from every direction.",
-)
-_INSTRUCTIONS = ("You are a patient librarian.", "Your replies are short and blunt, without a word of comfort.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +109,25 @@ def _verdict(law: str, note: str, tolerance: float, gap: float) -> Verdict:
     return Verdict(law, gap, tolerance, gap <= tolerance, note)
 
 
-def _episodes() -> list[Episode]:
-    pairs = zip(_QUESTIONS, _ANSWERS, strict=True)
+def _phrases(tokenizer: Tokenizer) -> Phrases:
+    own = tokenizer.phrases if isinstance(tokenizer, KnowsPhrases) else None
+    return own or _ENGLISH
+
+
+def _personas(phrases: Phrases) -> tuple[Persona, ...]:
+    return (Persona("law", phrases.instructions), Persona(PLAIN, ()))
+
+
+def _episodes(phrases: Phrases) -> list[Episode]:
+    pairs = zip(phrases.questions, phrases.replies, strict=True)
     return [Episode(f"law-{k}", (Turn("user", q),), a) for k, (q, a) in enumerate(pairs)]
 
 
 def _requests(model: LanguageModel) -> list[Scorable]:
     renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
-    personas = (Persona("law", _INSTRUCTIONS), Persona(PLAIN, ()))
-    return [renderer.render(f, e) for p in personas for f in renderer.frames(p) for e in _episodes()]
+    phrases = _phrases(model.tokenizer)
+    frames = [f for p in _personas(phrases) for f in renderer.frames(p)]
+    return [renderer.render(f, e) for f in frames for e in _episodes(phrases)]
 
 
 def _logs(model: LanguageModel, items: Sequence[Scorable]) -> list[NDArray[np.float32]]:
@@ -158,9 +181,10 @@ def _same_tokens(model: LanguageModel) -> float:
         # One renderer encodes a completion once; several notice a tokenizer that does not repeat itself.
         return Renderer(model.tokenizer, context_length=model.card.context_length)
 
-    frames = [f for p in (Persona("law", _INSTRUCTIONS), Persona(PLAIN, ())) for f in fresh().frames(p)]
+    phrases = _phrases(model.tokenizer)
+    frames = [f for p in _personas(phrases) for f in fresh().frames(p)]
     differences = 0
-    for episode in _episodes():
+    for episode in _episodes(phrases):
         spans = [item.token_ids[item.start :] for item in (fresh().render(f, episode) for f in frames)]
         differences += sum(s != spans[0] for s in spans)
     return float(differences)
@@ -176,8 +200,10 @@ def _sample_score(model: LanguageModel, items: list[Scorable]) -> float:
 
 
 def _seeds(model: LanguageModel, items: list[Scorable]) -> float:
-    prompt = [items[0].token_ids[: items[0].start]]
-    draws = [model.sample(prompt, SamplingPlan(max_tokens=12, seed=s))[0].token_ids for s in (1, 1, 2, 3, 4)]
+    # Of several prompts, since a model whose replies are one token long may well repeat one of them.
+    prompts = [item.token_ids[: item.start] for item in items[:4]]
+    made = [model.sample(prompts, SamplingPlan(max_tokens=12, seed=s)) for s in (1, 1, 2, 3, 4)]
+    draws = [[c.token_ids for c in completions] for completions in made]
     same = draws[0] == draws[1]
     differs = any(d != draws[0] for d in draws[2:])
     return 0.0 if same and differs else 1.0

@@ -14,9 +14,15 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "float32") -> La
 
     Raises:
         ModelNotFound, CorruptModel, InvalidSettings: See `catalogue.resolve` and `hf_load.load_hf`.
+            The closed form of a world needs no packages, device or dtype.
         MissingCapability: If the packages for this kind of model are not installed.
     """
     source = resolve(name)
+    if source.kind == "exact":
+        from personae.models.exact import ExactModel
+
+        assert source.world is not None
+        return ExactModel(source.world, name)
     # The library's own progress bars would run into ours; it reads this when it is first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:

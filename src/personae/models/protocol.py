@@ -121,6 +121,25 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Phrases:
+    """Text that suits a model: instructions, and questions with a reply each (of two tokens or more)."""
+
+    instructions: tuple[str, ...]
+    questions: tuple[str, ...]
+    replies: tuple[str, ...]
+
+
+@runtime_checkable
+class KnowsPhrases(Protocol):
+    """A tokenizer with a closed vocabulary can say what may be said in it; None where any text may be."""
+
+    @property
+    def phrases(self) -> Phrases | None:
+        """Text that it can encode."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingPlan:
     """How to sample: at most `max_tokens` per prompt at `temperature`, from `seed`."""
 

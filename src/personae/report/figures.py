@@ -180,9 +180,13 @@ def _label(text: str, layout: Layout) -> str:
 
 
 def _svg(chart: alt.LayerChart | alt.FacetChart, layout: Layout, n_rows: int) -> str:
+    return draw(chart, layout, max(1, n_rows) * _ROW)
+
+
+def draw(chart: alt.LayerChart | alt.FacetChart, layout: Layout, height: int) -> str:
+    """A chart as SVG in the page's style, `height` pixels high."""
     margin = layout.label // 11  # the reader's font may be wider than the one measured
     padding = {"left": margin, "right": margin, "top": 4, "bottom": 4}
-    height = max(1, n_rows) * _ROW
     shape = chart.properties(width=layout.plot, height=height, background="transparent", padding=padding)
     styled = (
         shape.configure(font=_FONT, aria=False)

@@ -208,3 +208,13 @@ def _render(name: str, /, **values: object) -> Markup:
 
 def _asset(name: str) -> Markup:
     return Markup((resources.files("personae.report") / "templates" / name).read_text(encoding="utf-8"))
+
+
+def fill(name: str, values: Mapping[str, object]) -> Markup:
+    """A template filled in, for other pages of this style; strings are escaped and made visible."""
+    return _render(name, **values)
+
+
+def style() -> Markup:
+    """The style sheet that pages share."""
+    return _asset("style.css")

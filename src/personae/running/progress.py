@@ -6,14 +6,17 @@ Not here: standard output, which belongs to results.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 Advance = Callable[[int], None]
+OnStep = Callable[[int, float], None]
+_LINES = 10
 
 
 class _TokenRate(ProgressColumn):
@@ -38,3 +41,48 @@ def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=False, speed_estimate_period=60) as progress:
         task = progress.add_task(label, total=total)
         yield lambda amount: progress.advance(task, amount)
+
+
+@contextmanager
+def training_progress(label: str, total: int, *, quiet: bool) -> Iterator[OnStep]:
+    """Give a function that takes the step just done and its loss; a bar on a terminal, some lines elsewhere."""
+    if quiet:
+        yield lambda step, loss: None
+        return
+    if not sys.stderr.isatty():
+        yield _printer(label, total)
+        return
+    loss_column = TextColumn("loss {task.fields[loss]:.4f} nats an answer")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), loss_column, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=False, speed_estimate_period=60) as progress:
+        task = progress.add_task(label, total=total, loss=float("nan"))
+        smooth = _Smooth()
+        yield lambda step, loss: progress.update(task, completed=step, loss=smooth(loss))
+
+
+def _printer(label: str, total: int) -> OnStep:
+    """Ten lines over a training, each with the loss and about how long it will take."""
+    smooth, begun, first = _Smooth(), time.monotonic(), [-1]
+
+    def told(step: int, loss: float) -> None:
+        first[0] = step - 1 if first[0] < 0 else first[0]
+        mean = smooth(loss)
+        if step % max(1, total // _LINES) == 0 or step == total:
+            left = (time.monotonic() - begun) / (step - first[0]) * (total - step)
+            print(
+                f"{label}: step {step:,} of {total:,}, loss {mean:.4f} nats an answer, {left:.0f} s left",
+                file=sys.stderr,
+            )
+
+    return told
+
+
+class _Smooth:
+    """A running mean over about fifty steps."""
+
+    def __init__(self) -> None:
+        self._value: float | None = None
+
+    def __call__(self, value: float) -> float:
+        self._value = value if self._value is None else 0.98 * self._value + 0.02 * value
+        return self._value

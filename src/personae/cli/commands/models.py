@@ -9,6 +9,8 @@ import typer
 
 from personae.cli import options as opt
 from personae.models.catalogue import DEFAULT_MODEL, EMBEDDED, home
+from personae.worlds.folder import made_worlds
+from personae.worlds.reading import shipped_worlds
 
 NAME = "models"
 
@@ -26,9 +28,12 @@ def command(as_json: opt.AsJson = False) -> int:
         }
         for m in EMBEDDED.values()
     ]
+    worlds = sorted({*shipped_worlds(), *made_worlds(home())})
     backend = all(importlib.util.find_spec(p) is not None for p in ("torch", "transformers"))
     if as_json:
-        typer.echo(json.dumps({"command": NAME, "models": rows, "backend": backend, "home": str(home())}))
+        typer.echo(
+            json.dumps({"command": NAME, "models": rows, "worlds": worlds, "backend": backend, "home": str(home())})
+        )
         return 0
     for row in rows:
         typer.echo(
@@ -39,6 +44,7 @@ def command(as_json: opt.AsJson = False) -> int:
     typer.echo("FOLDER      a Hugging Face folder (safetensors)")
     typer.echo("FILE.gguf   a GGUF file, converted once")
     typer.echo("owner/name  a model of the Hugging Face hub")
+    typer.echo(f"world:NAME  a world with a known answer ({', '.join(worlds)}); `personae world list`")
     typer.echo(f"\nKept under {home()} (PERSONAE_HOME changes it).")
     if not backend:
         typer.echo("torch and transformers are not installed: pip install 'personae[hf]'")
