@@ -9,7 +9,8 @@ in which a file can differ from ordinary data are tested, each against what the 
     tail       some rows lean: how far rows lie beyond one standard deviation of the file's own centre
 
 p is twice the smaller of the two (Bonferroni). Files by other hands differ more than topics by one hand do: both
-nulls carry a variance between files that was measured on ordinary files written apart. Not here: posterior weights (`inference.mixture`).
+nulls carry a variance between files that was measured on ordinary files written apart. Not here: posterior
+weights (`inference.mixture`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _LEVEL = 0.9
 # Between ordinary files, in variances of a row and in squares of the mean excess: twenty files of ten rows by
 # another hand than the reference, eleven traits (docs/decisions/0022).
 _FILE_SHARE = 0.075
-_FILE_TAIL = 0.25
+_FILE_TAIL = 0.35
 _NORMAL_EXCESS = 0.083  # of a standard normal variable beyond 1: less than that is luck of few rows
 _OUT_OF_ORDINARY = 0.025  # half of 5%, since two tests are looked at
 
