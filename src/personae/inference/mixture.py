@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.special import gammaincinv, logsumexp
 
 from personae.inference.passes import NumpyPasses, Passes, choose_passes
 from personae.numerics.logspace import softmax
@@ -29,6 +29,7 @@ DEFAULT_ETA = 0.25
 
 _PER_COMPONENT, _MOST_PRIOR = 0.5, 10.0
 _TINY = 1e-300
+_LEAST_SHAPE = 1e-12
 _ROWS_AT_ONCE = 65_536
 
 
@@ -206,7 +207,7 @@ def sample_weights(
         start: Weights of the first sweep.
         sweeps: All sweeps.
         burn_in: Sweeps dropped.
-        rng: Gives one uniform a conversation and one gamma a component each sweep, in this order.
+        rng: Gives one uniform a conversation and one a component each sweep, in this order.
 
     Returns:
         Shape (sweeps - burn_in, n_components).
@@ -215,7 +216,9 @@ def sample_weights(
     draws = np.empty((sweeps - burn_in, len(alpha)))
     for sweep in range(sweeps):
         counts = passes.count(w, rng.random(passes.n_rows))
-        gamma = rng.gamma(np.maximum(alpha + counts, 1e-12))
+        # By the inverse distribution function, not by rejection: a row that falls to the other side of a rounding
+        # error then moves the draw by as little, and does not shift every later random number.
+        gamma = gammaincinv(np.maximum(alpha + counts, _LEAST_SHAPE), rng.random(len(alpha)))
         w = gamma / gamma.sum()
         if sweep >= burn_in:
             draws[sweep - burn_in] = w

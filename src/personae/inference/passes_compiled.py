@@ -1,9 +1,11 @@
-"""The passes of `passes`, compiled: one stream over a float32 table, float64 sums, parallel over tiles.
+"""The passes of `passes`, compiled: one stream over the table, parallel over tiles.
 
 Layout: tiles of 256 rows, component-major, (n_tiles, K, 256), so that one tile is one contiguous block, the
 inner loop runs over rows (vector instructions without reordering a sum), and a tile's partial sums stay in the
 cache. Tiles belong to a fixed number of chunks, whose partial results are added in order: the result does not
-depend on the number of threads. The only file that imports numba; nothing imports it before a large table comes.
+depend on the number of threads. Cumulative sums add in the plain version's order, so counts are equal to the
+row. float32 would halve the stream but not give that: one row that falls to the other side of a rounding error
+moves every later draw of the sampler. The only file that imports numba; nothing imports it before a large table comes.
 """
 
 from __future__ import annotations
@@ -20,28 +22,24 @@ Ints = NDArray[np.int64]
 _TILE = 256
 _CHUNKS = 64
 _TILES_AT_ONCE = 64
-# Far below what can change a weight, and far above denormal numbers, which are slow.
-_NEGLIGIBLE = 1e-30
 
 
 class CompiledPasses:
     """Both passes over one table; see `passes.Passes`.
 
     Args:
-        tempered: Log-likelihoods times eta, shape (n_rows, n_components). Kept as float32 relative to the row's
-            largest, 4 bytes an entry.
+        tempered: Log-likelihoods times eta, shape (n_rows, n_components). Kept relative to the row's
+            largest, 8 bytes an entry.
     """
 
     def __init__(self, tempered: Floats) -> None:
         self.n_rows, self.n_components = tempered.shape
         n_tiles = -(-self.n_rows // _TILE)
-        self._tiles = np.zeros((n_tiles, self.n_components, _TILE), np.float32)
+        self._tiles = np.zeros((n_tiles, self.n_components, _TILE))
         for first in range(0, n_tiles, _TILES_AT_ONCE):
             piece = tempered[first * _TILE : (first + _TILES_AT_ONCE) * _TILE]
-            likelihood = np.exp(piece - row_maxima(piece))
-            likelihood[likelihood < _NEGLIGIBLE] = 0.0
-            whole = np.zeros((-(-len(piece) // _TILE) * _TILE, self.n_components), np.float32)
-            whole[: len(piece)] = likelihood
+            whole = np.zeros((-(-len(piece) // _TILE) * _TILE, self.n_components))
+            whole[: len(piece)] = np.exp(piece - row_maxima(piece))
             tiles = whole.reshape(-1, _TILE, self.n_components).transpose(0, 2, 1)
             self._tiles[first : first + len(tiles)] = tiles
 
@@ -56,7 +54,7 @@ class CompiledPasses:
 
 
 @njit(parallel=True, fastmath={"reassoc", "contract"})
-def _expect(tiles: NDArray[np.float32], weights: Floats, n_rows: int) -> tuple[Floats, Floats]:
+def _expect(tiles: Floats, weights: Floats, n_rows: int) -> tuple[Floats, Floats]:
     n_tiles, n_components, _ = tiles.shape
     sums = np.zeros((_CHUNKS, n_components))
     logs = np.zeros(_CHUNKS)
@@ -84,7 +82,7 @@ def _expect(tiles: NDArray[np.float32], weights: Floats, n_rows: int) -> tuple[F
 
 
 @njit(parallel=True)
-def _count(tiles: NDArray[np.float32], weights: Floats, uniforms: Floats) -> Ints:
+def _count(tiles: Floats, weights: Floats, uniforms: Floats) -> Ints:
     n_tiles, n_components, _ = tiles.shape
     n_rows = len(uniforms)
     counts = np.zeros((_CHUNKS, n_components), np.int64)
