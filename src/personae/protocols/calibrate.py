@@ -1,4 +1,4 @@
-"""`calibrate`, first half: hold conversations whose persona is known, and score them under the cast.
+"""`calibrate`: hold conversations whose persona is known, score them under the cast, fit eta to the labels.
 
     paraphrases 1..m of every persona    score                                  (as `screen` does)
     paraphrases m+1.. of every persona   put the model into the persona          (held out)
@@ -6,7 +6,7 @@
 A conversation's persona is known because we asked for it, in words the scoring never saw. Its user turns come
 from one half of the scripts or the other, so that what is fitted on one half is tested on prompts of its own.
 Poles of traits are personas like roles. `plain` is the model as it is: it has no paraphrase to hold out, so it
-scores its own words. Not here: what is fitted (`inference.calibration`).
+scores its own words. Not here: the formulas (`inference.calibration`), where results are kept.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
-from personae.domain.persona import BACKGROUND, PLAIN, Cast, Persona
-from personae.errors import InvalidSettings
+from personae.domain.persona import PLAIN, Cast
+from personae.errors import BackendError, InvalidSettings
+from personae.inference.calibration import fit_temperature, mean_cllr, reliability, shrink_until_covered
+from personae.inference.identifiability import class_indicators, merge_classes, pairwise_auc
 from personae.inference.mixture import sum_by_group
 from personae.instruments.sampling import Script, Stage, Transcript
 from personae.instruments.scoring import Scoring, Work
 from personae.models.protocol import SamplingPlan
 from personae.models.rendering import Renderer
+from personae.tables.calibration import Calibration, HeldOut, PersonaRecall
 
 Floats = NDArray[np.float64]
 
@@ -157,12 +161,17 @@ def label_conversations(
 
     Raises:
         InvalidSettings: If a persona has no paraphrase to hold out.
-        BackendError: If the model gives only empty replies, or none for some persona's every conversation.
+        BackendError: If the model gives (almost) only empty replies.
     """
     scorers, held_out = split_paraphrases(cast, n_scoring)
     written = write_scripts(scorers, held_out, renderer, openers, plan)
     sampler = SamplingPlan(plan.max_tokens, plan.temperature, plan.seed)
     transcripts = stage.hold([s for s, _, _ in written], sampler, started=sampling)
+    if len(transcripts) < max(4, len(written) // 4):
+        raise BackendError(
+            f"only {len(transcripts)} of {len(written)} conversations got a reply; that is too few to calibrate on.",
+            hint="The model ends most replies at once; `personae check-model` tests it.",
+        )
     episodes = [e for t in transcripts for e in t.episodes]
     evidence = scoring.evidence(scorers, episodes, started=started)
     components = scorers.component_ids
@@ -181,11 +190,112 @@ def label_conversations(
     )
 
 
-def is_persona(component: str) -> bool:
-    """Whether a component can speak; the background cannot."""
-    return component != BACKGROUND
+_LEAST_TO_MERGE = 4
 
 
-def personas_of(cast: Cast) -> tuple[Persona, ...]:
-    """Personas that can be asked to speak: poles, roles and the model as it is."""
-    return cast.personas
+def calibrate(
+    labelled: Labelled,
+    *,
+    model: str,
+    cast: str,
+    turns: int,
+    n_paraphrases: int,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+    advance: Callable[[int], None] = lambda amount: None,
+) -> Calibration:
+    """Fit and judge eta on labelled conversations.
+
+    Args:
+        labelled: From `label_conversations`.
+        model, cast: Names for the result.
+        turns: Of a conversation, for the result.
+        n_paraphrases: That scored, for the result.
+        seed: Of bootstraps.
+        notes: Sentences to carry into the result.
+        advance: Told of every power whose coverage was tried.
+    """
+    personas = labelled.log_likelihood[:, :-1]  # the background cannot speak, so labels say nothing about it
+    label = labelled.label
+    fitted = fit_temperature(personas, label, labelled.cluster, seed=seed)
+    held_out = _held_out(labelled, personas, fitted.eta, seed)
+    enough = bool((np.bincount(label)[np.unique(label)] >= _LEAST_TO_MERGE).all())
+    auc = pairwise_auc(personas, label) if enough else np.full((personas.shape[1],) * 2, np.nan)
+    classes = merge_classes(auc)
+    indicators = np.hstack([class_indicators(classes), np.zeros((classes.max() + 1, 1))])
+    shrunk = shrink_until_covered(
+        labelled.log_likelihood, label, labelled.cluster, fitted.eta, functionals=indicators, seed=seed, advance=advance
+    )
+    names = np.array(labelled.components[:-1])
+    said = [*notes]
+    if not enough:
+        said.append(
+            f"Some personas have fewer than {_LEAST_TO_MERGE} conversations: which of them cannot be told apart was "
+            "not looked at (--conversations)."
+        )
+    if not shrunk.reached:
+        said.append(
+            f"No power made intervals cover as they should: at eta {shrunk.eta:.3g} they cover {shrunk.coverage:.0%} "
+            "of the time instead of 90%. Read weights as rough."
+        )
+    if labelled.n_silent:
+        said.append(f"{labelled.n_silent} conversations got no reply and were left out.")
+    return Calibration(
+        model,
+        cast,
+        shrunk.eta,
+        fitted.eta,
+        fitted.low,
+        fitted.high,
+        shrunk.coverage,
+        shrunk.reached,
+        len(label),
+        turns,
+        int(labelled.n_tokens.sum()),
+        labelled.n_silent,
+        n_paraphrases,
+        held_out,
+        _recall(personas, label, names),
+        tuple(tuple(names[classes == c].tolist()) for c in range(classes.max() + 1) if (classes == c).sum() > 1),
+        enough,
+        tuple(said),
+    )
+
+
+def _held_out(labelled: Labelled, personas: Floats, eta: float, seed: int) -> HeldOut:
+    """Figures of each half under the other half's eta (of all under the common one where a half is too small)."""
+    label, half = labelled.label, labelled.half
+    tempered = eta * personas
+    for h in (0, 1):
+        train, test = half != h, half == h
+        if train.sum() > 1 and test.any():
+            other = [c for c, used in zip(labelled.cluster, train, strict=True) if used]
+            tempered[test] = fit_temperature(personas[train], label[train], other, n_draws=1).eta * personas[test]
+    cost, least = mean_cllr(tempered, label)
+    told = reliability(tempered, label, labelled.cluster, seed=seed)
+    own = tempered[np.arange(len(label)), label]
+    k = personas.shape[1]
+    return HeldOut(
+        float((personas.argmax(axis=1) == label).mean()),
+        1 / k,
+        float((logsumexp(tempered, axis=1) - own).mean()),
+        float(np.log(k)),
+        cost,
+        least,
+        told.slope,
+        told.slope_low,
+        told.slope_high,
+        told.error,
+        told.error_low,
+        told.error_high,
+    )
+
+
+def _recall(personas: Floats, label: NDArray[np.int64], names: NDArray[np.str_]) -> tuple[PersonaRecall, ...]:
+    given = personas.argmax(axis=1)
+    rows: list[PersonaRecall] = []
+    for k in np.unique(label):
+        counts = np.bincount(given[label == k], minlength=len(names))
+        wrong = {str(names[j]): int(counts[j]) for j in np.argsort(-counts, kind="stable") if counts[j] and j != k}
+        rows.append(PersonaRecall(str(names[k]), int(counts.sum()), int(counts[k]), wrong))
+    return tuple(rows)
