@@ -55,6 +55,20 @@ class LabelPlan:
             if getattr(self, name) < 1:
                 raise InvalidSettings(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1.")
 
+    @property
+    def sampling(self) -> SamplingPlan:
+        """The sampler's part of the plan."""
+        return SamplingPlan(self.max_tokens, self.temperature, self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A conversation to be held: its script, the half it belongs to, and the opener of its user turns."""
+
+    script: Script
+    half: int
+    opener: str
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
@@ -112,15 +126,15 @@ def write_scripts(
     renderer: Renderer,
     openers: Sequence[tuple[str, ...]],
     plan: LabelPlan,
-) -> list[tuple[Script, int, str]]:
-    """What every conversation is to be: script, half, and the name of the opener.
+) -> list[Written]:
+    """What every conversation is to be.
 
     Even conversations of a persona (odd ones of the next persona) take openers of one half, the others of the
     other, in an order drawn anew for every persona.
     """
     rng = np.random.default_rng(plan.seed)
     halves = (list(range(0, len(openers), 2)), list(range(1, len(openers), 2)))
-    made: list[tuple[Script, int, str]] = []
+    made: list[Written] = []
     for k, persona in enumerate(cast.personas):
         orders = [rng.permutation(h) for h in halves]
         texts = held_out.get(persona.id, ("",))
@@ -130,7 +144,7 @@ def write_scripts(
             speaking = replace(persona, instructions=(texts[j % len(texts)],) if persona.id != PLAIN else ())
             frames = renderer.frames(speaking)
             script = Script(f"{persona.id}#{j}", persona.id, frames[j % len(frames)], openers[opener])
-            made.append((script, half, f"opener-{opener}"))
+            made.append(Written(script, half, f"opener-{opener}"))
     return made
 
 
@@ -165,25 +179,44 @@ def label_conversations(
     """
     scorers, held_out = split_paraphrases(cast, n_scoring)
     written = write_scripts(scorers, held_out, renderer, openers, plan)
-    sampler = SamplingPlan(plan.max_tokens, plan.temperature, plan.seed)
-    transcripts = stage.hold([s for s, _, _ in written], sampler, started=sampling)
+    sampler = plan.sampling
+    transcripts = stage.hold([w.script for w in written], sampler, started=sampling)
     if len(transcripts) < max(4, len(written) // 4):
         raise BackendError(
             f"only {len(transcripts)} of {len(written)} conversations got a reply; that is too few to calibrate on.",
             hint="The model ends most replies at once; `personae check-model` tests it.",
         )
-    episodes = [e for t in transcripts for e in t.episodes]
-    evidence = scoring.evidence(scorers, episodes, started=started)
+    return score_transcripts(scoring, scorers, written, transcripts, started=started)
+
+
+def score_transcripts(
+    scoring: Scoring,
+    scorers: Cast,
+    written: Sequence[Written],
+    transcripts: Sequence[Transcript],
+    *,
+    started: Callable[[Work], Callable[[int], None]],
+) -> Labelled:
+    """Score held conversations under every component of a cast.
+
+    Args:
+        scoring: Scores for the model that spoke.
+        scorers: The cast with the paraphrases that score.
+        written: The scripts of the conversations, and of others that got no reply.
+        transcripts: What was said.
+        started: Told of the scoring before it begins.
+    """
+    evidence = scoring.evidence(scorers, [e for t in transcripts for e in t.episodes], started=started)
     components = scorers.component_ids
     table = sum_by_group(evidence.matrix(components), evidence.group, evidence.weight)
     tokens = sum_by_group(evidence.n_tokens[:, None].astype(np.float64), evidence.group, evidence.weight)
-    about = {script.id: (half, opener) for script, half, opener in written}
+    about = {w.script.id: w for w in written}
     return Labelled(
         components,
         table,
         np.array([components.index(t.script.persona) for t in transcripts]),
-        np.array([about[t.script.id][0] for t in transcripts]),
-        tuple(about[t.script.id][1] for t in transcripts),
+        np.array([about[t.script.id].half for t in transcripts]),
+        tuple(about[t.script.id].opener for t in transcripts),
         tokens[:, 0].astype(np.int64),
         tuple(transcripts),
         len(written) - len(transcripts),
@@ -224,7 +257,7 @@ def calibrate(
     classes = merge_classes(auc)
     indicators = np.hstack([class_indicators(classes), np.zeros((classes.max() + 1, 1))])
     shrunk = shrink_until_covered(
-        labelled.log_likelihood, label, labelled.cluster, fitted.eta, functionals=indicators, seed=seed, advance=advance
+        labelled.log_likelihood, label, fitted.eta, functionals=indicators, seed=seed, advance=advance
     )
     names = np.array(labelled.components[:-1])
     said = [*notes]
