@@ -86,9 +86,7 @@ def label(name: str, cast: Cast, plan: LabelPlan, n_scoring: int, n_scored: int)
     transcripts = stage.hold([w.script for w in written], plan.sampling, started=lambda n: lines("turns", n))
     kept = {f"{role}#{j}" for role in ROLES for j in range(n_scored)}
     chosen = [t for t in transcripts if t.script.id in kept]
-    return score_transcripts(
-        scoring, scorers, written, chosen, started=lambda work: lines("tokens", work.n_tokens)
-    )
+    return score_transcripts(scoring, scorers, written, chosen, started=lambda work: lines("tokens", work.n_tokens))
 
 
 def judge(labelled: Labelled, args: argparse.Namespace) -> dict[str, object]:

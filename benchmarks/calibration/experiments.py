@@ -32,6 +32,7 @@ class World:
 
     @classmethod
     def make(cls, seed: int = 0) -> World:
+        """A world by its seed."""
         rng = np.random.default_rng(seed)
         base = rng.normal(size=(QUESTIONS, ANSWERS))
         u = rng.normal(size=(QUESTIONS, 3, ANSWERS))

@@ -66,7 +66,9 @@ def test_ranks_of_an_overconfident_sampler_are_not_uniform() -> None:
     for i in range(60):
         w = rng.dirichlet(np.full(K, 0.5))
         q, a, _ = world.conversations(rng, w, 150)
-        draws = fit_mixture(4 * world.log_likelihood(q, a), np.log(np.full(K, 1 / K)), eta=1.0, restarts=0, seed=i).draws
+        draws = fit_mixture(
+            4 * world.log_likelihood(q, a), np.log(np.full(K, 1 / K)), eta=1.0, restarts=0, seed=i
+        ).draws
         ranks.append((draws < w).mean(axis=0))
     beyond = np.mean((np.array(ranks) < 0.05) | (np.array(ranks) > 0.95))
     assert beyond > 0.2  # a tenth if it were calibrated
@@ -119,7 +121,7 @@ def test_shrinking_stops_at_once_where_intervals_cover_and_goes_down_where_not(l
     wrong = shrink_until_covered(2 * table, label, 1.0)
     assert wrong.reached
     assert 0.4 < wrong.eta < 0.75
-    assert [c for _, c in wrong.tried][0] < 0.82
+    assert next(c for _, c in wrong.tried) < 0.82
     assert wrong.coverage == wrong.tried[-1][1] >= 0.87
 
 

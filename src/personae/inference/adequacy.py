@@ -67,7 +67,9 @@ def adequacy(
         log_prior: Of the components.
         eta: Power on the likelihood while weights are learnt.
         concentration: Of the Dirichlet; see `mixture.default_concentration`.
-        sweeps, burn_in, seed: Of the sampler.
+        sweeps: Of the sampler.
+        burn_in: Sweeps dropped.
+        seed: Of the sampler.
     """
     n, k = log_likelihood.shape
     total = default_concentration(k) if concentration is None else concentration

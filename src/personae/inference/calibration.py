@@ -242,7 +242,7 @@ def _coverage(tempered: Floats, files: Sequence[tuple[Ints, Floats]], values: Fl
 
 
 def log_likelihood_ratios(tempered: Floats) -> Floats:
-    """log p(y | k) - log mean over the others of p(y | j), nats, shape (n, n_personas): what a flat prior gives."""
+    """Log p(y | k) - log mean over the others of p(y | j), nats, shape (n, n_personas): what a flat prior gives."""
     k = tempered.shape[1]
     ratios = np.empty_like(tempered)
     for column in range(k):

@@ -93,7 +93,9 @@ class Stage:
         folder = self._root / self._digest(scripts, plan)
         chunks = [list(scripts[at : at + _CHUNK]) for at in range(0, len(scripts), _CHUNK)]
         kept = [_read(folder / f"chunk-{k:05d}.json", chunk) for k, chunk in enumerate(chunks)]
-        advance = started(sum(len(s.asks) for chunk, old in zip(chunks, kept, strict=True) if old is None for s in chunk))
+        advance = started(
+            sum(len(s.asks) for chunk, old in zip(chunks, kept, strict=True) if old is None for s in chunk)
+        )
         made: list[Transcript] = []
         for k, (chunk, old) in enumerate(zip(chunks, kept, strict=True)):
             if old is None:

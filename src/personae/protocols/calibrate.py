@@ -241,7 +241,8 @@ def calibrate(
 
     Args:
         labelled: From `label_conversations`.
-        model, cast: Names for the result.
+        model: Its name, for the result.
+        cast: Its name, for the result.
         turns: Of a conversation, for the result.
         n_paraphrases: That scored, for the result.
         seed: Of bootstraps.

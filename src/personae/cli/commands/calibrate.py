@@ -141,7 +141,9 @@ def _label(bench: Workbench, cast: Cast, plan: LabelPlan, n: int | None, *, quie
     stage = Stage(bench.model, bench.renderer, home() / "transcripts", bench.space)
     with (
         announced("Scoring", quiet=quiet) as started,
-        progress_bar("Talking", len(cast.personas) * plan.conversations * plan.turns, quiet=quiet, unit="turns") as told,
+        progress_bar(
+            "Talking", len(cast.personas) * plan.conversations * plan.turns, quiet=quiet, unit="turns"
+        ) as told,
     ):
 
         def sampling(turns: int) -> object:
@@ -174,7 +176,11 @@ def _spoken(labelled: Labelled) -> str:
         for episode in t.episodes:
             turns = [{"role": x.speaker, "content": x.text} for x in episode.context]
             messages = [*turns, {"role": "assistant", "content": episode.completion}]
-            rows.append(json.dumps({"id": episode.id, "group": episode.group, "persona": t.script.persona, "messages": messages}))
+            rows.append(
+                json.dumps(
+                    {"id": episode.id, "group": episode.group, "persona": t.script.persona, "messages": messages}
+                )
+            )
     return "".join(f"{row}\n" for row in rows)
 
 
