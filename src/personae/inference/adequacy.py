@@ -75,7 +75,7 @@ def adequacy(
     total = default_concentration(k) if concentration is None else concentration
     without = _weights_without(eta * log_likelihood, total * np.exp(log_prior), sweeps, burn_in, seed)
     with np.errstate(divide="ignore"):
-        mixture = logsumexp(log_likelihood + np.log(without), axis=1)
+        mixture = np.asarray(logsumexp(log_likelihood + np.log(without), axis=1))
     sums = log_likelihood[:, :-1].sum(axis=0)
     chosen = (sums - log_likelihood[:, :-1]).argmax(axis=1)
     single = log_likelihood[np.arange(n), chosen]

@@ -112,7 +112,7 @@ def _best_eta(log_likelihood: Floats, label: Ints, weight: Floats) -> float:
 def _log_loss(eta: float, log_likelihood: Floats, label: Ints, weight: Floats) -> float:
     scaled = eta * log_likelihood
     own = scaled[np.arange(len(label)), label]
-    return float(weight @ (logsumexp(scaled, axis=1) - own) / weight.sum())
+    return float(weight @ (np.asarray(logsumexp(scaled, axis=1)) - own) / weight.sum())
 
 
 def _cluster_index(cluster: Sequence[str]) -> Ints:
@@ -247,7 +247,7 @@ def log_likelihood_ratios(tempered: Floats) -> Floats:
     ratios = np.empty_like(tempered)
     for column in range(k):
         rest = np.delete(tempered, column, axis=1)
-        ratios[:, column] = tempered[:, column] - logsumexp(rest, axis=1) + np.log(k - 1)
+        ratios[:, column] = tempered[:, column] - np.asarray(logsumexp(rest, axis=1)) + np.log(k - 1)
     return ratios
 
 

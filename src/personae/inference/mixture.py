@@ -228,7 +228,7 @@ def sample_weights(
 def log_marginal_likelihood(tempered: Floats, weights: Floats) -> float:
     """Sum over conversations of log sum_k w_k exp(l_ik), nats."""
     with np.errstate(divide="ignore"):
-        return float(np.sum(logsumexp(tempered + np.log(weights), axis=1)))
+        return float(np.asarray(logsumexp(tempered + np.log(weights), axis=1)).sum())
 
 
 def _responsibilities(log_likelihood: Floats, eta: float, weights: Floats) -> Floats:

@@ -312,7 +312,7 @@ def _held_out(labelled: Labelled, personas: Floats, eta: float, seed: int) -> He
     return HeldOut(
         float((personas.argmax(axis=1) == label).mean()),
         1 / k,
-        float((logsumexp(tempered, axis=1) - own).mean()),
+        float((np.asarray(logsumexp(tempered, axis=1)) - own).mean()),
         float(np.log(k)),
         cost,
         least,
