@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -146,7 +147,7 @@ def _label(bench: Workbench, cast: Cast, plan: LabelPlan, n: int | None, *, quie
         ) as told,
     ):
 
-        def sampling(turns: int) -> object:
+        def sampling(turns: int) -> Callable[[int], None]:
             told(len(cast.personas) * plan.conversations * plan.turns - turns)
             say(f"Talking: {turns:,} turns to sample", quiet=quiet)
             return told
