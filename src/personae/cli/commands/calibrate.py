@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from personae.cli import options as opt
@@ -199,13 +198,15 @@ def _print(result: Calibration, stored: Path) -> None:
         soft_wrap=True,
     )
     console.print()
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("held-out conversations given to the right persona", f"{h.accuracy:.0%} (chance {h.chance:.0%})")
-    table.add_row("reliability slope (1 is calibrated)", f"{h.slope:.2f} ({h.slope_low:.2f} to {h.slope_high:.2f})")
-    table.add_row("calibration error", f"{h.error:.1%} ({h.error_low:.1%} to {h.error_high:.1%})")
-    table.add_row("Cllr (0 perfect, 1 nothing learnt)", f"{h.cllr:.2f} bits, at best {h.cllr_min:.2f}")
-    table.add_row("log-loss", f"{h.log_loss:.2f} nats (knowing nothing {h.log_loss_uniform:.2f})")
-    console.print(table)
+    figures = {
+        "right persona": f"{h.accuracy:.0%} of held-out conversations (chance {h.chance:.0%})",
+        "reliability slope": f"{h.slope:.2f} ({h.slope_low:.2f} to {h.slope_high:.2f}); 1 is calibrated",
+        "calibration error": f"{h.error:.1%} ({h.error_low:.1%} to {h.error_high:.1%})",
+        "Cllr": f"{h.cllr:.2f} bits, {h.cllr_min:.2f} at best; 0 is perfect, 1 is nothing learnt",
+        "log-loss": f"{h.log_loss:.2f} nats ({h.log_loss_uniform:.2f} knowing nothing)",
+    }
+    for name, value in figures.items():
+        console.print(Text(f"{name:<18} {value}"), soft_wrap=True)
     worst = sorted(result.recall, key=lambda r: r.right / r.n)[:_SHOWN]
     console.print(Text("\nHardest to tell:"))
     for r in worst:
