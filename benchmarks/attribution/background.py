@@ -50,9 +50,10 @@ N_INSIDE, N_OUTSIDE = 64, 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--scored", type=int, default=8)
+    parser.add_argument("--scored", type=int, default=6)
+    parser.add_argument("--paraphrases", type=int, default=1)
     args = parser.parse_args()
-    result = json.loads((RESULTS / f"attribution-{args.model}.json").read_text())
+    result = json.loads((RESULTS / f"attribution-{args.model}-{args.paraphrases}.json").read_text())
     s = result["settings"]
     plan = LabelPlan(s["conversations"], s["turns"], s["max_tokens"], seed=s["seed"])
     labelled = label(args.model, cast_of(s["paraphrases"]), plan, s["paraphrases"], args.scored)

@@ -1,6 +1,6 @@
 """Attribution: is a conversation held in a role given back to that role?
 
-Ten roles of the core cast speak with their last paraphrase and are scored with their first; conversations of four
+Ten roles of the core cast speak with their last paraphrase and are scored with their first two; conversations of four
 turns at temperature 1. Half of the conversations of every role, with questions of their own, fit eta; the
 other half tests it, and the reverse, so every conversation is tested once. Resumes: transcripts and scores are
 kept under PERSONAE_HOME.
@@ -55,16 +55,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--conversations", type=int, default=12, help="held for each role, half of them for each half")
-    parser.add_argument("--scored", type=int, default=8, help="of them scored, the first ones")
+    parser.add_argument("--scored", type=int, default=6, help="of them scored, the first ones")
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=28)
-    parser.add_argument("--paraphrases", type=int, default=1, help="that score; the third speaks")
+    parser.add_argument("--paraphrases", type=int, default=2, help="that score; the third speaks")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     plan = LabelPlan(args.conversations, args.turns, args.max_tokens, seed=args.seed)
     labelled = label(args.model, cast_of(args.paraphrases), plan, args.paraphrases, args.scored)
     body = {"settings": vars(args), **judge(labelled, args)}
-    print(write_result(f"attribution-{args.model}", body))
+    print(write_result(f"attribution-{args.model}-{args.paraphrases}", body))
 
 
 def cast_of(n_scoring: int) -> Cast:
@@ -86,6 +86,7 @@ def label(name: str, cast: Cast, plan: LabelPlan, n_scoring: int, n_scored: int)
     transcripts = stage.hold([w.script for w in written], plan.sampling, started=lambda n: lines("turns", n))
     kept = {f"{role}#{j}" for role in ROLES for j in range(n_scored)}
     chosen = [t for t in transcripts if t.script.id in kept]
+    written = [w for w in written if w.script.id in kept]
     return score_transcripts(scoring, scorers, written, chosen, started=lambda work: lines("tokens", work.n_tokens))
 
 
@@ -110,14 +111,12 @@ def judge(labelled: Labelled, args: argparse.Namespace) -> dict[str, object]:
         "reliability slope, 0.8 to 1.2": h["slope"],
         "Cllr, below 0.5": h["cllr"],
     }
-    by_turns = _by_turns(only)
     prior = np.log(np.full(len(ROLES) + 1, 1 / (len(ROLES) + 1)))
     worth = adequacy(only.log_likelihood, prior, eta=found["ten roles"]["eta"])
     return {
         "bars": bars,
         "confusion": _confusion(only),
         "worth": {k: v for k, v in asdict(worth).items() if k != "pointwise"},
-        "accuracy_by_tokens": by_turns,
         **found,
         "examples": {t.script.id: t.replies for t in labelled.transcripts[:: max(1, len(labelled.transcripts) // 10)]},
     }
@@ -134,13 +133,6 @@ def _confusion(labelled: Labelled) -> dict[str, list[int]]:
     return {
         role: np.bincount(given[labelled.label == k], minlength=len(ROLES)).tolist() for k, role in enumerate(ROLES)
     }
-
-
-def _by_turns(labelled: Labelled) -> dict[str, float]:
-    """Accuracy of the shorter and of the longer half of conversations."""
-    right = labelled.log_likelihood[:, :-1].argmax(axis=1) == labelled.label
-    long = labelled.n_tokens > np.median(labelled.n_tokens)
-    return {"shorter half": float(right[~long].mean()), "longer half": float(right[long].mean())}
 
 
 def lines(unit: str, total: int) -> Callable[[int], None]:

@@ -1,4 +1,4 @@
-"""The compiled passes against the plain ones, on the same numbers; large fits take them, small ones never import numba."""
+"""The compiled passes against the plain ones, on the same numbers; small fits never import numba."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ import pytest
 
 from personae.errors import NumericsError
 from personae.inference import passes as passes_module
+from personae.inference import passes_compiled as compiled_module
 from personae.inference.mixture import fit_mixture, maximise, sample_weights
 from personae.inference.passes import NumpyPasses, choose_passes
 from personae.inference.passes_compiled import CompiledPasses
 
 N, K = 3001, 7  # neither a multiple of the tile
+
+
+@pytest.fixture(params=["serial", "parallel"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of compiling, whatever the size."""
+    monkeypatch.setattr(compiled_module, "_WORTH_THREADS", 0 if request.param == "parallel" else 2**60)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +34,7 @@ def table() -> np.ndarray:
     return values - 400  # far below what exp can hold
 
 
-def test_passes_agree(table: np.ndarray) -> None:
+def test_passes_agree(table: np.ndarray, kind: str) -> None:
     rng = np.random.default_rng(1)
     plain, compiled = NumpyPasses(table), CompiledPasses(table)
     for _ in range(5):
@@ -50,15 +58,19 @@ def test_mode_and_draws_agree(table: np.ndarray) -> None:
     assert np.abs(a - b).max() < 1e-12
 
 
-def test_result_does_not_depend_on_threads(table: np.ndarray) -> None:
-    compiled, w, u = CompiledPasses(table), np.full(K, 1 / K), np.random.default_rng(3).random(N)
+def test_result_does_not_depend_on_threads(table: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    w, u = np.full(K, 1 / K), np.random.default_rng(3).random(N)
+    serial = CompiledPasses(table)
+    found = [(serial.expect(w)[0].tobytes(), serial.count(w, u).tobytes())]
+    monkeypatch.setattr(compiled_module, "_WORTH_THREADS", 0)
+    compiled = CompiledPasses(table)
     before = numba.get_num_threads()
-    found = []
     for threads in {1, before}:
         numba.set_num_threads(threads)
         found.append((compiled.expect(w)[0].tobytes(), compiled.count(w, u).tobytes()))
     numba.set_num_threads(before)
-    assert len(set(found)) == 1
+    assert len({counts for _, counts in found}) == 1
+    assert len({expected for expected, _ in found[1:]}) == 1
 
 
 def test_acceleration_reaches_what_plain_steps_reach() -> None:
@@ -118,13 +130,13 @@ def test_small_fits_do_not_import_numba() -> None:
     assert made.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("kind", [NumpyPasses, CompiledPasses])
+@pytest.mark.parametrize("make", [NumpyPasses, CompiledPasses])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_rows_without_a_finite_likelihood_are_named(kind: type, bad: float) -> None:
+def test_rows_without_a_finite_likelihood_are_named(make: type, bad: float) -> None:
     values = np.zeros((4, 2))
     values[2] = bad
     with pytest.raises(NumericsError, match="conversation 2 has no finite"):
-        kind(values)
+        make(values)
 
 
 def test_component_of_prior_zero_stays_at_zero() -> None:

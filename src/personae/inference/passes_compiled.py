@@ -22,6 +22,8 @@ Ints = NDArray[np.int64]
 _TILE = 256
 _CHUNKS = 64
 _TILES_AT_ONCE = 64
+# Entries below which waking threads for every pass costs more than they save, the more so on a busy machine.
+_WORTH_THREADS = 2**24
 
 
 class CompiledPasses:
@@ -43,17 +45,19 @@ class CompiledPasses:
             tiles = whole.reshape(-1, _TILE, self.n_components).transpose(0, 2, 1)
             self._tiles[first : first + len(tiles)] = tiles
 
+        kind = "parallel" if tempered.size >= _WORTH_THREADS else "serial"
+        self._expect, self._count = _EXPECT[kind], _COUNT[kind]
+
     def expect(self, weights: Floats) -> tuple[Floats, float]:
         """See `passes.Passes`."""
-        sums, logs = _expect(self._tiles, weights, self.n_rows)
+        sums, logs = self._expect(self._tiles, weights, self.n_rows)
         return weights * sums.sum(axis=0), float(logs.sum())
 
     def count(self, weights: Floats, uniforms: Floats) -> Ints:
         """See `passes.Passes`."""
-        return _count(self._tiles, weights, uniforms).sum(axis=0)
+        return self._count(self._tiles, weights, uniforms).sum(axis=0)
 
 
-@njit(parallel=True, fastmath={"reassoc", "contract"})
 def _expect(tiles: Floats, weights: Floats, n_rows: int) -> tuple[Floats, Floats]:
     n_tiles, n_components, _ = tiles.shape
     sums = np.zeros((_CHUNKS, n_components))
@@ -81,7 +85,6 @@ def _expect(tiles: Floats, weights: Floats, n_rows: int) -> tuple[Floats, Floats
     return sums, logs
 
 
-@njit(parallel=True)
 def _count(tiles: Floats, weights: Floats, uniforms: Floats) -> Ints:
     n_tiles, n_components, _ = tiles.shape
     n_rows = len(uniforms)
@@ -107,3 +110,11 @@ def _count(tiles: Floats, weights: Floats, uniforms: Floats) -> Ints:
             for j in range(rows):
                 counts[chunk, min(place[j], n_components - 1)] += 1
     return counts
+
+
+# The same functions, so the same numbers; compiled when first called.
+_EXPECT = {
+    "parallel": njit(parallel=True, fastmath={"reassoc", "contract"})(_expect),
+    "serial": njit(fastmath={"reassoc", "contract"})(_expect),
+}
+_COUNT = {"parallel": njit(parallel=True)(_count), "serial": njit(_count)}
