@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 # Entries times sweeps below which compiling (some seconds) costs more than it saves.
-_WORTH_COMPILING = 2_000_000_000
+_WORTH_COMPILING = 500_000_000
 _ROWS_AT_ONCE = 16_384
 
 
