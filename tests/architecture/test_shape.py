@@ -62,7 +62,7 @@ def test_no_module_imports_the_package_root() -> None:
 
 @pytest.mark.parametrize("statement", ["import personae", "import personae.cli.main"])
 def test_heavy_packages_stay_out_of_the_way(statement: str) -> None:
-    heavy = ["torch", "transformers", "altair", "vl_convert", "sklearn"]
+    heavy = ["torch", "transformers", "altair", "vl_convert", "sklearn", "numba"]
     code = f"import sys; {statement}; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -48,6 +48,7 @@ def screening_json(result: Screening, *, report: Path, run: Path) -> dict[str, o
         ],
         "background": result.background,
         "eta": result.eta,
+        "eta_source": result.eta_source,
         "episodes": _episodes(result),
         "notes": list(result.notes),
         "report": str(report),
@@ -87,6 +88,7 @@ def print_findings(result: Screening, report: Path) -> None:
         console.print(_trait_table(result))
     console.print()
     console.print(_persona_table(result))
+    console.print(Text(f"eta {result.eta:.3g}, {result.eta_source}", style="dim"))
     _print_rows(console, result)
     for note in result.notes:
         console.print(Text(f"note: {note}", style="dim"))

@@ -57,9 +57,10 @@ class ScoringSettings:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was read before any model is loaded."""
+    """What was read before any model is loaded; `whole` is the cast before --only and --paraphrases."""
 
     cast: Cast
+    whole: Cast
     data: EpisodeSet
     notes: tuple[str, ...]
     paths: tuple[str, ...]
@@ -78,7 +79,7 @@ class Workbench:
 
 def read_inputs(settings: ScoringSettings) -> Inputs:
     """Cast and episodes, checked; refuses bad input before anything dear happens."""
-    cast = load_casts(settings.cast)
+    cast = whole = load_casts(settings.cast)
     if settings.only is not None:
         chosen = [n.strip() for n in settings.only.split(",") if n.strip()]
         if not chosen:
@@ -106,7 +107,7 @@ def read_inputs(settings: ScoringSettings) -> Inputs:
     else:
         data.require_clean()
     paths = [settings.data, *(str(built_in_casts().get(c, Path(c))) for c in settings.cast)]
-    return Inputs(cast, data, tuple(notes), tuple(paths))
+    return Inputs(cast, whole, data, tuple(notes), tuple(paths))
 
 
 def open_workbench(settings: ScoringSettings) -> Workbench:

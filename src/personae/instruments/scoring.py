@@ -143,7 +143,7 @@ class Scoring:
         by_place = {rows.frames[f.digest]: f for f in frames}
         n_missing = int(rows.missing.sum())
         request = hashlib.blake2b(b"".join([*rows.frames, b"|", *rows.episodes]), digest_size=16).hexdigest()
-        batches = self._plan(request, rows, lengths)
+        batches = self._plan(request, rows, lengths, _conversations(episodes))
         advance = started(Work(n_missing, sum(lengths[e] for _, es in batches for e in es)))
         pending: list[tuple[bytes, bytes, int, float]] = []
         written = time.monotonic()
@@ -159,15 +159,15 @@ class Scoring:
             self._store.put(pending)
         self._store.finish(request)
 
-    def _plan(self, request: str, rows: Rows, lengths: Sequence[int]) -> list[Batch]:
+    def _plan(self, request: str, rows: Rows, lengths: Sequence[int], conversation: Sequence[int]) -> list[Batch]:
         """Batches of what is missing; those of an interrupted run first, then what was lost since it planned."""
         missing = rows.missing
-        fresh = _batches(missing, lengths)
+        fresh = _batches(missing, lengths, conversation)
         planned = self._store.plan(request, fresh) if fresh else []
         batches = [(f, es) for f, es in planned if missing[f, list(es)].any()]
         for place, members in planned:
             missing[place, list(members)] = False
-        return batches + _batches(missing, lengths)
+        return batches + _batches(missing, lengths, conversation)
 
     def _run(
         self, frame: Frame, place: int, members: Sequence[tuple[int, Episode]], rows: Rows
@@ -210,18 +210,37 @@ class Scoring:
         return len(item.token_ids) - item.shared
 
 
-def _batches(missing: NDArray[np.bool_], lengths: Sequence[int]) -> list[Batch]:
-    """Missing pairs, a frame at a time, in order of length, cut into batches."""
-    order = sorted(range(len(lengths)), key=lambda e: (lengths[e], e))
+def _conversations(episodes: Sequence[Episode]) -> list[int]:
+    """For each episode the place of the first one that is a turn of the same conversation; itself if alone."""
+    first: dict[tuple[str, str], int] = {}
+    return [
+        first.setdefault((e.group, e.context[0].text + e.context[min(1, len(e.context) - 1)].text), i)
+        if e.context
+        else i
+        for i, e in enumerate(episodes)
+    ]
+
+
+def _batches(missing: NDArray[np.bool_], lengths: Sequence[int], conversation: Sequence[int]) -> list[Batch]:
+    """Missing pairs, a frame at a time, in order of length, cut into batches.
+
+    Turns of one conversation stay together, since a backend may read the earlier off the last one's pass.
+    """
+    longest = [0] * len(lengths)
+    for e, first in enumerate(conversation):
+        longest[first] = max(longest[first], lengths[e])
+    order = sorted(range(len(lengths)), key=lambda e: (longest[conversation[e]], conversation[e], lengths[e], e))
     batches: list[Batch] = []
     for place in range(len(missing)):
         batch: list[int] = []
+        widest = 0
         for e in order:
             if not missing[place, e]:
                 continue
-            if batch and (len(batch) >= _BATCH_EPISODES or lengths[e] * (len(batch) + 1) > _BATCH_TOKENS):
+            widest = max(widest, lengths[e])
+            if batch and (len(batch) >= _BATCH_EPISODES or widest * (len(batch) + 1) > _BATCH_TOKENS):
                 batches.append((place, tuple(batch)))
-                batch = []
+                batch, widest = [], lengths[e]
             batch.append(e)
         if batch:
             batches.append((place, tuple(batch)))

@@ -30,7 +30,12 @@ class WorldTokenizer:
         self._chat, self._plain = f"<{world.chat}>", f"<{world.plain}>"
         self._structural = language.structural
         self.phrases = phrases_of(language)
-        self.stop_ids = frozenset(np.flatnonzero(language.kind == Kind.ANSWER).tolist())
+        self.answers = frozenset(np.flatnonzero(language.kind == Kind.ANSWER).tolist())
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """None: an answer ends a turn and is the turn."""
+        return frozenset()
 
     @property
     def has_template(self) -> bool:
@@ -151,7 +156,7 @@ class ExactModel:
             generator = np.random.default_rng([plan.seed, index])
             out: list[int] = []
             log_probs: list[float] = []
-            while len(out) < plan.max_tokens and not (out and out[-1] in self._tokenizer.stop_ids):
+            while len(out) < plan.max_tokens and not (out and out[-1] in self._tokenizer.answers):
                 log_p = following((*prompt, *out))
                 out.append(_draw(log_p, plan.temperature, generator))
                 log_probs.append(float(log_p[out[-1]]))

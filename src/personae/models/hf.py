@@ -3,7 +3,10 @@
 For a batch of `Scorable`s the tokens before `shared` run once per distinct prefix and their keys and values
 are repeated for the group; the rest runs in right-padded batches of similar length; the vocabulary matrix is
 applied to the positions that predict a scored token and to no others. Right padding with a causal mask needs
-no attention mask, and positions are always explicit, so learned positions stay right.
+no attention mask, and positions are always explicit, so learned positions stay right. A request whose tokens
+begin another one (an earlier turn of one conversation) is read off the longer one's pass.
+
+Sampling runs prompts of similar length together, padded on the left, with a cache of keys and values.
 
 Not here: loading (`models.hf_load`), text (`models.rendering`), hooks and adapters.
 """
@@ -30,6 +33,7 @@ _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 # Bytes of logits held at once: small enough to stay near the cache, large enough for an efficient product.
 _LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
 _KEPT_PREFIXES = 4
+_SAMPLED_TOGETHER = 16
 
 
 class HFModel:
@@ -80,9 +84,13 @@ class HFModel:
         results: list[TokenLogprobs | None] = [None] * len(batch)
         with torch.inference_mode(), _memory_errors():
             for prefix, members in groups.items():
-                for chunk in self._length_batches(batch, members, len(prefix)):
-                    for i, values in zip(chunk, self._score_chunk(prefix, [batch[i] for i in chunk]), strict=True):
-                        results[i] = TokenLogprobs(values)
+                nested = _nested(batch, members)
+                for hosts in self._length_batches(batch, list(nested), len(prefix)):
+                    chunk = [i for host in hosts for i in nested[host]]
+                    rows = [row for row, host in enumerate(hosts) for _ in nested[host]]
+                    values = self._score_chunk(prefix, [batch[i] for i in hosts], [batch[i] for i in chunk], rows)
+                    for i, value in zip(chunk, values, strict=True):
+                        results[i] = TokenLogprobs(value)
         return [r for r in results if r is not None]
 
     def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
@@ -93,29 +101,61 @@ class HFModel:
             return torch.log_softmax(logits, -1).cpu().numpy()
 
     def sample(self, batch: Sequence[tuple[int, ...]], plan: SamplingPlan) -> list[Completion]:
-        """One completion for each prompt, sampled on a generator of our own.
+        """One completion for each prompt, sampled on a generator of its own.
 
-        Sampling is per prompt, so that a completion depends on its prompt, the plan and its place in the
-        batch only. Log-probabilities are those of temperature 1.
+        Every prompt has its own stream of random numbers, named by the seed and its place, so a completion does
+        not depend on its neighbours beyond rounding. Log-probabilities are those of temperature 1.
         """
-        return [self._sample_one(prompt, plan, index) for index, prompt in enumerate(batch)]
-
-    def _sample_one(self, prompt: tuple[int, ...], plan: SamplingPlan, index: int) -> Completion:
-        generator = np.random.default_rng([plan.seed, index])
-        cache = DynamicCache(config=self._model.config)
-        ids, out, log_probs = list(prompt), [], []
+        results: list[Completion | None] = [None] * len(batch)
+        order = sorted(range(len(batch)), key=lambda i: len(batch[i]))
         with torch.inference_mode(), _memory_errors():
-            step = torch.tensor([ids], device=self._device)
-            for _ in range(plan.max_tokens):
-                result = self._model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                log_p = torch.log_softmax(result.logits[0, -1].double(), -1).cpu().numpy()
-                token = _draw(log_p, plan.temperature, generator)
-                out.append(token)
-                log_probs.append(log_p[token])
-                if token in self._stop:
-                    break
-                step = torch.tensor([[token]], device=self._device)
-        return Completion(tuple(out), np.asarray(log_probs, np.float32))
+            for at in range(0, len(order), _SAMPLED_TOGETHER):
+                members = order[at : at + _SAMPLED_TOGETHER]
+                for i, made in zip(members, self._sample_together(batch, members, plan), strict=True):
+                    results[i] = made
+        return [r for r in results if r is not None]
+
+    def _sample_together(
+        self, batch: Sequence[tuple[int, ...]], members: Sequence[int], plan: SamplingPlan
+    ) -> list[Completion]:
+        """Completions of some prompts; rows that have ended leave the batch."""
+        longest = max(len(batch[i]) for i in members)
+        pad = torch.tensor([longest - len(batch[i]) for i in members], device=self._device)
+        step = torch.zeros((len(members), longest), dtype=torch.long)
+        for row, i in enumerate(members):
+            step[row, longest - len(batch[i]) :] = torch.tensor(batch[i])
+        step = step.to(self._device)
+        generators = [np.random.default_rng([plan.seed, i]) for i in members]
+        out: list[list[int]] = [[] for _ in members]
+        log_probs: list[list[float]] = [[] for _ in members]
+        alive = list(range(len(members)))
+        cache = DynamicCache(config=self._model.config)
+        for t in range(plan.max_tokens):
+            seen = torch.arange(longest + t, device=self._device)[None]
+            mask = (seen >= pad[:, None]).long() if bool((pad > 0).any()) else None
+            positions = (seen - pad[:, None]).clamp(min=0)[:, -step.shape[1] :]
+            result = self._model(
+                input_ids=step,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            log_p = torch.log_softmax(result.logits[:, -1].double(), -1).cpu().numpy()
+            for row, who in enumerate(alive):
+                token = _draw(log_p[row], plan.temperature, generators[who])
+                out[who].append(token)
+                log_probs[who].append(log_p[row, token])
+            stay = [row for row, who in enumerate(alive) if out[who][-1] not in self._stop]
+            if not stay:
+                break
+            if len(stay) < len(alive):
+                kept = torch.tensor(stay, device=self._device)
+                cache.batch_select_indices(kept)
+                pad, alive = pad[kept], [alive[row] for row in stay]
+            step = torch.tensor([[out[who][-1]] for who in alive], device=self._device)
+        return [Completion(tuple(o), np.asarray(p, np.float32)) for o, p in zip(out, log_probs, strict=True)]
 
     def _length_batches(self, batch: Sequence[Scorable], members: list[int], skip: int) -> Iterator[list[int]]:
         """Members in order of length, cut so that padded tokens stay within the budget."""
@@ -130,14 +170,17 @@ class HFModel:
         if chunk:
             yield chunk
 
-    def _score_chunk(self, prefix: tuple[int, ...], items: list[Scorable]) -> list[NDArray[np.float32]]:
-        skip, n = len(prefix), len(items)
-        longest = max(len(item.token_ids) for item in items) - skip
+    def _score_chunk(
+        self, prefix: tuple[int, ...], hosts: list[Scorable], items: list[Scorable], row_of: list[int]
+    ) -> list[NDArray[np.float32]]:
+        """Log-probabilities of `items`, item i being read off the pass over `hosts[row_of[i]]`."""
+        skip, n = len(prefix), len(hosts)
+        longest = max(len(item.token_ids) for item in hosts) - skip
         ids = torch.zeros((n, longest), dtype=torch.long)
-        for row, item in enumerate(items):
+        for row, item in enumerate(hosts):
             ids[row, : len(item.token_ids) - skip] = torch.tensor(item.token_ids[skip:])
         hidden = self._hidden(prefix, ids.to(self._device))
-        rows = torch.cat([torch.full((item.n_scored,), r) for r, item in enumerate(items)])
+        rows = torch.cat([torch.full((item.n_scored,), r) for r, item in zip(row_of, items, strict=True)])
         columns = torch.cat([torch.arange(item.start, len(item.token_ids)) for item in items]) - skip
         log_p = self._gather(hidden, rows, columns - 1, ids[rows, columns].to(self._device))
         if bool(torch.isnan(log_p).any()):
@@ -191,6 +234,22 @@ def _turn_ends(model: PreTrainedModel) -> frozenset[int]:
     """Tokens that end a turn by the model's own generation settings, which may name several."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
+def _nested(batch: Sequence[Scorable], members: Sequence[int]) -> dict[int, list[int]]:
+    """Requests that must be run, each with those whose tokens begin it (itself included).
+
+    In lexicographic order whatever a sequence begins follows it at once, so neighbours decide.
+    """
+    ordered = sorted(members, key=lambda i: batch[i].token_ids, reverse=True)
+    nested: dict[int, list[int]] = {}
+    host = -1
+    for i in ordered:
+        ids = batch[i].token_ids
+        if host < 0 or batch[host].token_ids[: len(ids)] != ids:
+            host = i
+        nested.setdefault(host, []).append(i)
+    return nested
 
 
 def _draw(log_p: NDArray[np.float64], temperature: float, generator: np.random.Generator) -> int:

@@ -25,7 +25,7 @@ class HFTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._bos = _bos_ids(tokenizer)
-        self.stop_ids = frozenset(_stop_ids(tokenizer))
+        self._stop_ids = frozenset(_stop_ids(tokenizer))
         self._is_closed = isinstance(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), WordLevel)
 
     @property
@@ -43,6 +43,11 @@ class HFTokenizer:
     def bos_ids(self) -> tuple[int, ...]:
         """Tokens that open every sequence written without the chat template."""
         return self._bos
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a reply: the tokenizer's own end, and the ends of turn its vocabulary knows."""
+        return self._stop_ids
 
     @property
     def vocab_size(self) -> int:

@@ -103,6 +103,11 @@ class Tokenizer(Protocol):
         """Tokens that open every sequence written without the chat template."""
         ...
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a reply."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, no special tokens added; text that looks like one is not one."""
         ...

@@ -43,12 +43,14 @@ class ScreenSettings:
 
     Attributes:
         eta: Power on the likelihood in the posterior over personas.
+        eta_source: Where that power comes from, in words.
         fdr: False discovery rate at which traits are flagged.
         n_telling: Episodes shown word by word.
         seed: Of the bootstrap and the sampler.
     """
 
     eta: float = DEFAULT_ETA
+    eta_source: str = "chosen, not calibrated"
     fdr: float = DEFAULT_FDR
     n_telling: int = 8
     seed: int = 0
@@ -130,6 +132,7 @@ def screen(
         fdr=settings.fdr,
         n_reference=len(reference.episodes),
         n_topics=len({e.group for e in reference.episodes}),
+        eta_source=settings.eta_source,
         notes=(*notes, *_warnings(evidence, episodes), *cut_note(renderer, episodes)),
     )
     return result, evidence

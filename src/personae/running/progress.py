@@ -19,15 +19,19 @@ OnStep = Callable[[int, float], None]
 _LINES = 10
 
 
-class _TokenRate(ProgressColumn):
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
         speed = task.speed or 0.0
-        return Text(f"{speed:,.0f} tokens/s")
+        return Text(f"{speed:,.0f} {self._unit}/s" if speed >= 10 else f"{speed:.1f} {self._unit}/s")
 
 
 @contextmanager
-def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Advance]:
-    """Give a function that takes the number of tokens done since its last call."""
+def progress_bar(label: str, total: int, *, quiet: bool, unit: str = "tokens") -> Iterator[Advance]:
+    """Give a function that takes the number of units done since its last call."""
     if quiet or total == 0 or not sys.stderr.isatty():
         yield lambda amount: None
         return
@@ -35,7 +39,7 @@ def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Advance]:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
-        _TokenRate(),
+        _Rate(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=False, speed_estimate_period=60) as progress:

@@ -147,7 +147,8 @@ class Screening:
         background: Weight of "none of these".
         telling: Episodes shown word by word.
         ledger: Every row.
-        eta: Power on the likelihood in the posterior, and where it comes from.
+        eta: Power on the likelihood in the posterior.
+        eta_source: Where eta comes from, in words.
         fdr: False discovery rate of the flags.
         n_reference, n_topics: Size of the reference population.
         notes: Sentences a reader must know (skipped rows, truncation, small files).
@@ -170,6 +171,7 @@ class Screening:
     n_topics: int
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, object] = field(default_factory=dict)
+    eta_source: str = "chosen, not calibrated"
 
     @property
     def flagged(self) -> tuple[TraitShift, ...]:

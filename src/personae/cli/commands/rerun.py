@@ -10,7 +10,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from personae.cli import options as opt
-from personae.cli.commands import score, screen
+from personae.cli.commands import calibrate, score, screen
 from personae.cli.workbench import say
 from personae.errors import InputError
 from personae.running.run import file_digest, read_run
@@ -26,7 +26,11 @@ def command(
 ) -> int:
     """Repeat a run with the settings it recorded, into a new folder."""
     recorded = read_run(Path(folder))
-    commands = {screen.NAME: (screen.Settings, screen.execute), score.NAME: (score.Settings, score.execute)}
+    commands = {
+        screen.NAME: (screen.Settings, screen.execute),
+        score.NAME: (score.Settings, score.execute),
+        calibrate.NAME: (calibrate.Settings, calibrate.execute),
+    }
     name = str(recorded.get("command"))
     if name not in commands:
         raise InputError(f"run.json is of the command '{name}', which cannot be repeated", path=folder)

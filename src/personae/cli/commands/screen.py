@@ -12,10 +12,10 @@ import typer
 from personae.cli import options as opt
 from personae.cli.findings import print_findings, screening_json
 from personae.cli.gate import parse_gates
+from personae.cli.power import choose_power
 from personae.cli.workbench import ScoringSettings, announced, open_workbench, read_inputs, say
 from personae.domain.episode import require_weight
 from personae.files.reference import load_reference, shipped_rows
-from personae.inference.mixture import DEFAULT_ETA
 from personae.models.catalogue import DEFAULT_MODEL
 from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
@@ -29,7 +29,7 @@ class Settings(ScoringSettings):
     """All settings of a screening."""
 
     reference: str | None = None
-    eta: float = DEFAULT_ETA
+    eta: float | None = None
     fdr: float = DEFAULT_FDR
     fail_on: tuple[str, ...] = ()
 
@@ -46,7 +46,10 @@ def command(
     reference: Annotated[
         str | None, typer.Option(help="Your own ordinary replies, rows with a 'group' (topic). Default: built in.")
     ] = None,
-    eta: Annotated[float, typer.Option(help="Power on the likelihood in the posterior over personas.")] = DEFAULT_ETA,
+    eta: Annotated[
+        float | None,
+        typer.Option(help="Power on the likelihood in the posterior. Default: as calibrated, else 0.25."),
+    ] = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = DEFAULT_FDR,
     turns: opt.Turns = "last",
     limit: opt.Limit = None,
@@ -89,13 +92,18 @@ def execute(settings: Settings) -> int:
     """Run a screening and give the exit status."""
     from personae.report.page import render_report  # charts are slow to import, and `--help` needs none
 
-    chosen = ScreenSettings(eta=settings.eta, fdr=settings.fdr, seed=settings.seed)
+    chosen = ScreenSettings(fdr=settings.fdr, seed=settings.seed)
+    if settings.eta is not None:
+        chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
     inputs = read_inputs(settings)
     gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
     require_weight(inputs.data.episodes)
     ordinary = load_reference(settings.reference)
     folder = make_run_folder(settings.out, NAME)
     bench = open_workbench(settings)
+    if settings.eta is None:
+        power, source = choose_power(bench.model.card, inputs.whole)
+        chosen = replace(chosen, eta=power, eta_source=source)
     with (
         announced("Reference", quiet=settings.quiet) as first,
         announced("Scoring", quiet=settings.quiet) as second,

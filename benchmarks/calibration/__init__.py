@@ -1,0 +1,1 @@
+"""Calibration in a world where everything is known."""

@@ -1,0 +1,1 @@
+"""Time and memory of fitting weights to a million conversations."""
