@@ -169,7 +169,8 @@ def _folds(index: Ints, n_folds: int, seed: int) -> list[tuple[Ints, Ints]]:
 
 def _log_odds(log_weights: Floats, positive: Sequence[int]) -> Floats:
     chosen = np.isin(np.arange(log_weights.shape[1]), positive)
-    return np.asarray(logsumexp(log_weights[:, chosen], axis=1) - logsumexp(log_weights[:, ~chosen], axis=1))
+    for_it = np.asarray(logsumexp(log_weights[:, chosen], axis=1))
+    return for_it - np.asarray(logsumexp(log_weights[:, ~chosen], axis=1))
 
 
 def _permuted(log_weights: Floats, index: Ints, rng: np.random.Generator) -> Floats:

@@ -136,7 +136,7 @@ def _total(evidence: Floats, weight: Floats) -> Floats:
 def _marginal(unnormalised: Floats, weight: Floats, eta: float) -> float | None:
     """A marginal likelihood only where the likelihood is one: each episode once or not at all, no power."""
     is_likelihood = eta == 1.0 and bool(np.isin(weight, (0.0, 1.0)).all())
-    return float(logsumexp(unnormalised)) if is_likelihood else None
+    return float(np.asarray(logsumexp(unnormalised))) if is_likelihood else None
 
 
 def _posterior(
