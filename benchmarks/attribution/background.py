@@ -7,6 +7,10 @@ model as it is:
     bare      the turns one after another, no frame          what `screen` uses
     smooth    the bare frame's predictions at temperature 2
     half      half bare, half smooth
+    shifted   the bare frame plus as many nats a token as the least framed twentieth of labelled conversations
+              gains by its best role; the gain is taken from the other half of the questions
+
+smooth and half need every next-token probability and are left out without --smooth.
 
     python -m benchmarks.attribution.run && python -m benchmarks.attribution.background
 """
@@ -30,6 +34,7 @@ from personae.models.catalogue import home
 from personae.models.hf import HFModel
 from personae.models.load import load_model
 from personae.models.rendering import Renderer
+from personae.numerics.statistics import auroc
 from personae.protocols.calibrate import Labelled, LabelPlan
 from personae.running.store import EvidenceStore
 
@@ -52,6 +57,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--scored", type=int, default=6)
     parser.add_argument("--paraphrases", type=int, default=1)
+    parser.add_argument("--smooth", action="store_true")
     args = parser.parse_args()
     result = json.loads((RESULTS / f"attribution-{args.model}-{args.paraphrases}.json").read_text())
     s = result["settings"]
@@ -65,18 +71,42 @@ def main() -> None:
     cast = cast_of(s["paraphrases"]).limit_paraphrases(s["paraphrases"])
     evidence = scoring.evidence(cast, outside, started=lambda work: lines("tokens", work.n_tokens))
     strange = sum_by_group(evidence.matrix(labelled.components), evidence.group, evidence.weight)
-    inside = [e for t in labelled.transcripts for e in t.episodes]
-    warm = smoothed(model, renderer, [*inside, *outside])
     table = np.concatenate([labelled.log_likelihood, strange])
+    counts = sum_by_group(evidence.n_tokens[:, None].astype(np.float64), evidence.group, evidence.weight)
+    n_tokens = np.concatenate([labelled.n_tokens, counts[:, 0]])
     eta = result["ten roles"]["eta"]
-    body: dict[str, object] = {"settings": vars(args), "eta": eta}
-    for name, column in {
-        "bare": table[:, -1],
-        "smooth": warm,
-        "half": np.logaddexp(table[:, -1], warm) - np.log(2),
-    }.items():
-        body[name] = judge(np.column_stack([table[:, :-1], column]), len(labelled.label), kinds, eta)
-    print(json.dumps(body, indent=1), write_result(f"background-{args.model}", body))
+    columns = {"bare": table[:, -1], "shifted": table[:, -1] + shift(table, n_tokens, labelled) * n_tokens}
+    if args.smooth:
+        warm = smoothed(model, renderer, [*(e for t in labelled.transcripts for e in t.episodes), *outside])
+        columns |= {"smooth": warm, "half": np.logaddexp(table[:, -1], warm) - np.log(2)}
+    n = len(labelled.label)
+    body: dict[str, object] = {"settings": vars(args), "eta": eta, "gain": gains(table, n_tokens, n, kinds)}
+    for name, column in columns.items():
+        body[name] = judge(np.column_stack([table[:, :-1], column]), n, kinds, eta)
+    kind = f"background-{args.model}" + ("-smooth" if args.smooth else "")
+    print(json.dumps(body, indent=1), write_result(kind, body))
+
+
+def shift(table: np.ndarray, n_tokens: np.ndarray, labelled: Labelled) -> np.ndarray:
+    """Nats a token by which a labelled conversation gains on the bare frame at least, by the other half's questions."""
+    gain = (table[:, : len(ROLES)].max(axis=1) - table[:, -1]) / n_tokens
+    inside = gain[: len(labelled.half)]
+    by_half = [np.quantile(inside[labelled.half != h], 0.05) for h in (0, 1)]
+    outside = np.full(len(gain) - len(inside), np.quantile(inside, 0.05))
+    return np.concatenate([np.where(labelled.half == 0, *by_half), outside])
+
+
+def gains(table: np.ndarray, n_tokens: np.ndarray, n_inside: int, kinds: list[str]) -> dict[str, object]:
+    """Gain of the best role over the bare frame, nats a token: quartiles, and AUC of insiders against each kind."""
+    gain = (table[:, : len(ROLES)].max(axis=1) - table[:, -1]) / n_tokens
+    inside, outside = gain[:n_inside], gain[n_inside:]
+    found: dict[str, object] = {"insiders": np.quantile(inside, [0.25, 0.5, 0.75]).tolist()}
+    for kind in ("shuffled", "elsewhere"):
+        mine = outside[[x == kind for x in kinds]]
+        found[kind] = np.quantile(mine, [0.25, 0.5, 0.75]).tolist()
+        both = np.concatenate([inside, mine])
+        found[f"auc {kind}"] = auroc(both, np.arange(len(both)) < n_inside)
+    return found
 
 
 def outsiders(labelled: Labelled) -> tuple[list[Episode], list[str]]:
