@@ -332,7 +332,9 @@ def reliability(
         draws.append((_logistic_line(odds, hit, weight)[1], _calibration_error(stated, label, weight)))
     low, high = np.quantile(np.array(draws), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
     error = _calibration_error(stated, label, ones)
-    return Reliability(slope, float(low[0]), float(high[0]), intercept, error, float(low[1]), float(high[1]))
+    # A resample's error is biased upwards, since noise in a bin counts as error: the interval is reflected.
+    least, most = max(0.0, 2 * error - float(high[1])), max(0.0, 2 * error - float(low[1]))
+    return Reliability(slope, float(low[0]), float(high[0]), intercept, error, least, most)
 
 
 def _logistic_line(odds: Floats, hit: Floats, weight: Floats) -> tuple[float, float]:
