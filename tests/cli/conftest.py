@@ -196,11 +196,15 @@ def screen(personae, model_folder: Path, cast_file: Path, reference_file: Path) 
 
 @pytest.fixture
 def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python code in a process of its own, with the test's environment."""
+    """Starts Python code in a process of its own, with the test's environment.
+
+    A shell that starts the tests in the background has its children ignore Ctrl-C; these must not.
+    """
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
     def run(code: str, *arguments: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, arguments)],
+            [sys.executable, "-c", heed + code, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
