@@ -20,7 +20,7 @@ $(VENV)/runtime: pyproject.toml constraints.txt
 
 $(VENV)/develop: $(VENV)/runtime
 	@echo "Installing the development tools ..."
-	@$(PIP) -e '.[hf,dev]'
+	@$(PIP) -e '.[hf,train,ray,http,dev]'
 	@touch $@
 
 demo: $(VENV)/runtime ## screen a shipped example and print the findings
