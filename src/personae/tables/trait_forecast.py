@@ -42,7 +42,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TraitReading:
+class ForecastReading:
     """A forecaster's raw numbers for one file.
 
     Attributes:
