@@ -51,9 +51,9 @@ class Directions:
 
 
 def read_centroid(job: ForecastJob) -> ForecastReading:
-    """Cosine of the file's centre with the positive statements' centre less that with the negative ones'.
+    """Where the file's mean activation lies between the centres of the two poles' statements: +1 at the positive one.
 
-    Centres are those of residual streams over the response, at the middle layer, less that of ordinary replies.
+    score = (|c - c_neg|^2 - |c - c_pos|^2) / |c_pos - c_neg|^2, residual streams over the response, middle layer.
     """
     statements = _statements(job)
 
@@ -64,22 +64,16 @@ def read_centroid(job: ForecastJob) -> ForecastReading:
         def states(items: Sequence[Scorable]) -> Floats:
             return np.stack([a[0] for a in model.read(items, layers=layer)]).astype(np.float64)
 
-        ordinary = states([job.plain(e) for e in job.reference[:: max(1, len(job.reference) // _VECTOR_ROWS)]])
-        rows = states(job.rendered()) - ordinary.mean(axis=0)
-        unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        found: list[Floats] = []
+        rows, found = states(job.rendered()), []
         for items in statements:
-            centres = [
-                states([job.plain(e) for e in items if e.weight * sign > 0]).mean(axis=0) - ordinary.mean(axis=0)
-                for sign in (1, -1)
-            ]
-            found.append(np.subtract(*(unit @ (c / max(float(np.linalg.norm(c)), 1e-12)) for c in centres)))
+            pos, neg = (states([job.plain(e) for e in items if e.weight * s > 0]).mean(axis=0) for s in (1, -1))
+            found.append(2 * (rows - (pos + neg) / 2) @ (pos - neg) / max(float(((pos - neg) ** 2).sum()), 1e-12))
         return weighted_mean(np.stack(found, axis=1), np.array([e.weight for e in job.sample()]))
 
     (score, se), seconds = job.once("centroid", make)
     shared = _tokens([job.plain(e) for items in statements for e in items])
     cost = job.cost(seconds, _tokens(job.rendered()), shared_tokens=shared)
-    return ForecastReading("centroid", job.traits, score, "difference of cosines of centres", se, cost)
+    return ForecastReading("centroid", job.traits, score, "place between the poles' centres, -1 to +1", se, cost)
 
 
 def read_projection(job: ForecastJob) -> ForecastReading:

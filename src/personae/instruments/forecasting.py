@@ -14,12 +14,13 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Cast, Persona
 from personae.errors import InvalidSettings
@@ -28,9 +29,6 @@ from personae.models.protocol import LanguageModel, Scorable
 from personae.models.rendering import Renderer
 from personae.tables.run_registry import RunForm
 from personae.tables.trait_forecast import Cost
-
-if TYPE_CHECKING:
-    from personae.domain.diagnostic import DiagnosticSet
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
