@@ -79,7 +79,7 @@ def test_every_forecaster_reads_and_says_what_it_cost(tiny_models, tmp_path: Pat
         assert reading.cost.of_training is not None
     assert not found["base_rate"].score.any()
     assert found["gradient"].cost.tokens == 2 * sum(len(i.token_ids) for i in job.rendered())
-    assert found["gradient"].cost.of_training == pytest.approx(2 * 12 / (3 * 24 * 40), rel=0.1)
+    assert found["gradient"].cost.of_training == pytest.approx(2 * 12 / (2 * 24 * 40), rel=0.1)
     assert found["llr"].cost.tokens == 6 * sum(len(i.token_ids) for i in job.rendered())
 
 

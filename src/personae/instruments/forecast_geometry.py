@@ -32,7 +32,7 @@ LORA_SCALE = 2.0  # alpha over rank of `personae train`
 _VECTOR_ROWS = 24
 _ANSWERED_ROWS = 24
 _STEP_ROWS = 8
-_RANK = 8
+LORA_RANK = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +55,7 @@ def read_centroid(job: ForecastJob) -> ForecastReading:
 
     score = (|c - c_neg|^2 - |c - c_pos|^2) / |c_pos - c_neg|^2, residual streams over the response, middle layer.
     """
-    statements = _statements(job)
+    statements = statements_of(job, job.traits)
 
     def make() -> tuple[Floats, Floats]:
         model = require_activations(job.model)
@@ -142,13 +142,13 @@ def read_gradient_sgd(job: ForecastJob) -> ForecastReading:
 
 
 def _read_gradient(job: ForecastJob, name: str, *, adam: bool) -> ForecastReading:
-    items = _statements(job)
+    items = statements_of(job, job.traits)
 
     def data() -> NDArray[np.float32]:
-        return _step_gradients(job, open_gradients(job.model, rank=_RANK, seed=job.seed))
+        return _step_gradients(job, open_gradients(job.model, rank=LORA_RANK, seed=job.seed))
 
     def traits() -> NDArray[np.float32]:
-        return trait_gradients(job, items, open_gradients(job.model, rank=_RANK, seed=job.seed))
+        return trait_gradients(job, items, open_gradients(job.model, rank=LORA_RANK, seed=job.seed))
 
     (steps, seconds), (measures, _) = job.once("step gradients", data), job.once("trait gradients", traits)
     by_step = np.stack([_direction(s, adam) for s in _halves(steps)]) @ measures.T.astype(np.float64)
@@ -220,22 +220,20 @@ def _means(model: EditableModel, items: Sequence[Scorable]) -> Floats:
     return np.stack(model.read(items)).astype(np.float64)
 
 
-def _statements(job: ForecastJob) -> list[tuple[Episode, ...]]:
-    """Diagnostic statements of each trait, both poles.
+def statements_of(job: ForecastJob, traits: Sequence[str]) -> list[tuple[Episode, ...]]:
+    """Diagnostic statements of some traits, both poles.
 
     Raises:
         InputError: If a trait lacks them.
     """
-    lacking = [
-        t for t in job.traits if not {1.0, -1.0} <= {float(np.sign(e.weight)) for e in job.diagnostics.get(t, ())}
-    ]
+    lacking = [t for t in traits if not {1.0, -1.0} <= {float(np.sign(e.weight)) for e in job.diagnostics.get(t, ())}]
     if lacking:
         raise InputError(
             f"no diagnostic statements of both poles for {', '.join(lacking[:5])}"
             + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "") + ".",
             hint="Give items for these traits, or leave them out with --only; the forecaster 'llr' needs none.",
         )  # fmt: skip
-    return [job.diagnostics[t] for t in job.traits]
+    return [job.diagnostics[t] for t in traits]
 
 
 def _tokens(items: Sequence[Scorable]) -> int:

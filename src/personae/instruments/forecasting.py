@@ -33,7 +33,7 @@ from personae.tables.trait_forecast import Cost
 Floats = NDArray[np.float64]
 T = TypeVar("T")
 
-PASSES_OF_TRAINING = 3  # forward, and a backward that costs two
+PASSES_OF_TRAINING = 2  # forward, and back through frozen weights: an adapter's training forms no large gradient
 _FIRST_PERSON = re.compile(r"^\W*(i|i'm|i've|i'd|i'll|my|me|we|our)\b", re.IGNORECASE)
 _SHORT = 25  # words of a "short statement"
 _ABOUT_ONESELF = "Tell me something about yourself."
@@ -173,7 +173,7 @@ class ForecastJob:
         return self.renderer.render(self.renderer.frames(Persona(PLAIN, ()))[0], episode)
 
     def training_tokens(self) -> float:
-        """Tokens passed through the model by the training, a backward pass counted as two."""
+        """Tokens passed through the model by the training of an adapter, forward and back."""
         items = self.rendered()
         each = sum(len(i.token_ids) for i in items) / max(1, sum(e.weight > 0 for e in self.sample()))
         return PASSES_OF_TRAINING * each * self.plan.rows_seen(self.n_rows)
