@@ -35,12 +35,14 @@ def check_forecaster(name: str, cast: Cast, cast_names: Sequence[str]) -> None:
 
     Raises:
         InvalidSettings: With the names there are.
-        InputError: If it reads diagnostic statements and a trait has none.
+        InputError: If it reads diagnostic statements and a trait has none, or a record of a past run is damaged.
     """
     if name not in (AUTO, NONE) and name not in FORECASTERS:
         raise InvalidSettings(
             f"no forecaster is called '{name}'.", hint=f"There are: {', '.join(FORECASTERS)}; also 'auto' and 'none'."
         )
+    if name != NONE:
+        RegistryShelf(home() / "past-runs").load()  # a damaged record is told now, not after the scoring
     if name in FORECASTERS and FORECASTERS[name].needs_pilot:
         raise InvalidSettings(
             f"'{name}' needs a pilot of the training, and `screen` trains nothing.", hint="Use 'gradient' or 'llr'."

@@ -265,7 +265,8 @@ def require_statements(statements: Mapping[str, Sequence[Episode]], traits: Sequ
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         raise InputError(
             f"no diagnostic statements of both poles for {', '.join(lacking[:5])}{more}.",
-            hint="Give items for these traits, or leave them out with --only; the forecaster 'llr' needs none.",
+            hint='Give items of the split "dev" for these traits, or leave them out with --only; the forecaster '
+            "'llr' needs none.",
         )
 
 

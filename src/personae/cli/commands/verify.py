@@ -22,7 +22,7 @@ from personae.errors import InputError, InvalidSettings
 from personae.files.casts import load_casts
 from personae.files.diagnostics import load_diagnostics
 from personae.files.reference import load_reference, shipped_rows
-from personae.instruments.forecasting import ForecastJob, signed_statements
+from personae.instruments.forecasting import ForecastJob, require_statements, signed_statements
 from personae.models.catalogue import home
 from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, calibrate, method_named, read_all
 from personae.protocols.measure import MeasureSettings, measure
@@ -125,6 +125,8 @@ def execute(settings: Settings) -> int:
             )
     run = read_trained_run(settings.training)
     cast, items = cast_and_items(settings.cast, settings.only, settings.items)
+    if any(FORECASTERS[name].needs_statements for name in names):
+        require_statements(signed_statements(items), [t.id for t in cast.traits])
     shelf = RegistryShelf(Path(settings.registry) if settings.registry else home() / "past-runs")
     known = shelf.load()
     folder = make_run_folder(settings.out, NAME)
