@@ -210,7 +210,9 @@ def test_an_item_is_scored_as_the_model_scores_it_alone(tiny_models) -> None:
     from personae.models.rendering import Renderer
 
     model = tiny_models["llama"]
-    items = tuple(Diagnostic(f"x{k}", "t", "reply", f"x{k}", "Hello there", "Paris is so", f"Ask {k}?") for k in range(4))
+    items = tuple(
+        Diagnostic(f"x{k}", "t", "reply", f"x{k}", "Hello there", "Paris is so", f"Ask {k}?") for k in range(4)
+    )
     profile = measure(model, DiagnosticSet("x", items))
     renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
     frame = renderer.frames(Persona(PLAIN, ()))[0]
