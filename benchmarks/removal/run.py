@@ -25,7 +25,8 @@ from personae.files.diagnostics import load_diagnostics
 from personae.files.episodes import read_episodes
 from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.forecasting import ForecastJob, TrainingPlan, signed_statements
-from personae.instruments.training import TrainingSettings, train
+from personae.instruments.training import train
+from personae.instruments.training_settings import TrainingSettings
 from personae.protocols.attribution import METHODS, attribute, rank_rows
 from personae.protocols.measure import MeasureSettings, compare_profiles, measure
 

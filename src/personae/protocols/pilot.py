@@ -19,7 +19,8 @@ import numpy as np
 from personae.domain.diagnostic import DiagnosticSet
 from personae.errors import InvalidSettings
 from personae.instruments.forecasting import MOST_OF_RUN, PASSES_OF_TRAINING, ForecastJob, Pilot
-from personae.instruments.training import TrainingSettings, train
+from personae.instruments.training import train
+from personae.instruments.training_settings import TrainingSettings
 from personae.models.load import load_model
 from personae.protocols.measure import MeasureSettings, compare_profiles, measure
 
