@@ -30,7 +30,7 @@ from personae.tables.trait_forecast import Cost, ForecastReading
 Floats = NDArray[np.float64]
 
 PULL = 1.0  # lambda times rows seen: how far the flow goes when no pilot has said it
-_MOST_STEPS = 400
+_MOST_STEPS = 100
 _PULLS = np.geomspace(0.1, 30, 13)  # of the whole run, tried against a pilot
 _TRAIT_PRIOR = np.log([0.25, 0.25, 0.5])  # positive pole, negative pole, the model as it is
 DEFAULT_POWER = 0.25
