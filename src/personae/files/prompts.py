@@ -102,9 +102,11 @@ def _turns(value: Mapping[str, object]) -> tuple[str, ...]:
     if not isinstance(turns, list) or not turns or turns == [None]:
         keys = ", ".join(sorted(map(str, value))[:8]) or "none"
         raise InputError(f"the row has no prompt (its keys: {keys})")
+    said: list[str] = []
     for turn in turns:
         if not isinstance(turn, str):
             raise InputError(f"the prompt is {turn!r}, not a text")
         if not turn.strip():
             raise InputError("the prompt is empty", hint="Remove the row or write what the user says.")
-    return tuple(turns)
+        said.append(turn)
+    return tuple(said)

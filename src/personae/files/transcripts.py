@@ -1,7 +1,8 @@
 """Transcripts in files: written beside every profile, and read back in place of a target that is not here.
 
 A row needs `asked` (or a `prompt` that is not an id) and `text` (or `completion`, `response`); see
-`tables.transcripts` for the rest. So what any model said, wherever it runs, can be profiled. Not here: how it is judged.
+`tables.transcripts` for the rest. So what any model said, wherever it runs, can be profiled. Not here: how it is
+judged.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from personae.files.rows import read_rows
 from personae.tables.transcripts import Said, Transcripts
 
 _HINT = (
-    "A row needs 'prompt' (its id, or what was asked) and 'text' (the reply, may be empty); 'asked', 'topic', 'sample', "
-    "'turn', 'n_tokens', 'seed' and 'log_prob' may be left out."
+    "A row needs 'prompt' (its id, or what was asked) and 'text' (the reply, may be empty); 'asked', 'topic', "
+    "'sample', 'turn', 'n_tokens', 'seed' and 'log_prob' may be left out."
 )
 
 

@@ -108,7 +108,8 @@ def fit_belief_curve(
         draws.append(_crossing(law, _fit(law, n[:used], drawn[:used], start=theta), n, drawn, used))
     low, high = _interval(draws, critical)
     rmse = float(np.sqrt(np.mean((_predict(law, theta, n[:used]) - mean[:used]) ** 2)))
-    return BeliefFit(law, *map(float, theta), critical, low, high, float(reached[-1]), rmse, held, n_saturated)
+    b, rate, exponent = (float(t) for t in theta)
+    return BeliefFit(law, b, rate, exponent, critical, low, high, float(reached[-1]), rmse, held, n_saturated)
 
 
 def _choose(n: Floats, mean: Floats) -> tuple[str, float]:
@@ -215,7 +216,8 @@ def retention(turns: Sequence[int], base: Floats, post: Floats, *, n_draws: int 
 
     Args:
         turns: Numbers of contrary turns, the first 0, shape (n_levels,).
-        base, post: Log-odds of the persona that moved, unclipped, nats, shape (n_contexts, n_levels).
+        base: Log-odds of the persona that moved, unclipped, nats, shape (n_contexts, n_levels).
+        post: The same after the change.
         n_draws: Resamples of contexts.
         seed: Of these.
     """

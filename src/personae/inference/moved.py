@@ -51,8 +51,10 @@ def moved(
     """Compare two arms prompt by prompt.
 
     Args:
-        first, second: Features of each arm's conversations, shape (n_conversations, n_features).
-        first_prompt, second_prompt: Prompt of each conversation.
+        first: Features of the first arm's conversations, shape (n_conversations, n_features).
+        first_prompt: Prompt of each of them.
+        second: The second arm's.
+        second_prompt: Their prompts.
         seed: Of the sign flips.
 
     Raises:

@@ -110,7 +110,7 @@ class Judge(Protocol):
         ...
 
     def first_words(self, dialogue: Dialogue, *, advance: Callable[[int], None]) -> Floats | None:
-        """Next-token log-probabilities of every component, shape (n_components, vocab_size); None if they are hidden."""
+        """Next-token log-probabilities of every component, (n_components, vocab_size); None if they are hidden."""
         ...
 
 
@@ -243,7 +243,7 @@ class WorldJudge:
         ratios = np.zeros((n, len(self.traits)))
         for r, t in enumerate(self.traits):
             pos, neg = ([ids.index(i) for i in side] for side in (t.components_pos, t.components_neg))
-            ratios[:, r] = np.asarray(logsumexp(said[:, pos], axis=1) - logsumexp(said[:, neg], axis=1))
+            ratios[:, r] = np.asarray(logsumexp(said[:, pos], axis=1)) - np.asarray(logsumexp(said[:, neg], axis=1))
         notes = (f"{n_foreign} replies were no answers to their question and count for nobody.",) if n_foreign else ()
         return Heard(tuple(place), np.column_stack([said, background]), ratios, tokens, notes)
 

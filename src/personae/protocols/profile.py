@@ -5,8 +5,8 @@
     first words -> judge -> weights again                              (white box)
     two targets, same prompts -> what moved                            (versus)
 
-The question is the Persona Selection Model's: post-training leaves a distribution over Assistant personas (Marks, Lindsey
-& Olah 2026). Not here: sampling (`instruments.speaking`), reach (`protocols.reach`), pages.
+The question is the Persona Selection Model's: post-training leaves a distribution over Assistant personas (Marks,
+Lindsey & Olah 2026). Not here: sampling (`instruments.speaking`), reach (`protocols.reach`), pages.
 """
 
 from __future__ import annotations
@@ -279,7 +279,8 @@ def versus(
     """What moved from the first target to the second, prompt by prompt.
 
     Args:
-        first, second: Both targets under the judge.
+        first: One target under the judge.
+        second: The other.
         judge: The judge.
         mixes: The mix of each alone, for the size of changes in weight.
         settings: eta, false discovery rate, seed.
@@ -299,17 +300,9 @@ def versus(
     names = [(c.id, c.label, c.kind) for c in judge.components]
     names += [(t.id, f"{t.positive} against {t.negative}", "trait") for t in judge.traits]
     values = [np.concatenate([m.weight, lean.mean(axis=0)]) for m, lean in zip(mixes, leans, strict=True)]
+    columns = (*values, found.difference, found.low, found.high, found.p, found.q)
     moves = [
-        Move(
-            *names[i],
-            float(values[0][i]),
-            float(values[1][i]),
-            float(found.difference[i]),
-            float(found.low[i]),
-            float(found.high[i]),
-            float(found.p[i]),
-            float(found.q[i]),
-        )
+        Move(*names[i], *(float(column[i]) for column in columns))
         for i in np.lexsort((-np.abs(found.difference), found.p))
     ]
     return Versus(second.transcripts.target, found.n_prompts, tuple(moves), settings.fdr)

@@ -33,8 +33,8 @@ def _scorer(profile: Profile, n_parameters: int | None, calibration: Mapping[str
     lines: list[str] = []
     if n_parameters < _SMALL:
         lines.append(
-            f"{profile.scorer} has {n_parameters / 1e6:,.0f} million parameters: it hears manner and vocabulary, hardly "
-            "intent, truth or competence. Personas that differ in these only are not told apart."
+            f"{profile.scorer} has {n_parameters / 1e6:,.0f} million parameters: it hears manner and vocabulary, "
+            "hardly intent, truth or competence. Personas that differ in these only are not told apart."
         )
         lines.append(
             f"Strangers to the cast are seldom noticed by so small a scorer: “none of these” "
@@ -70,7 +70,8 @@ def _weights(profile: Profile) -> list[str]:
     if not profile.is_identified:
         lines.append(
             f"{profile.n_conversations} conversations cannot tell {len(profile.shares)} components apart one by one "
-            f"(they see {profile.rank} of {len(profile.shares) - 1} directions); sums over traits and classes are firmer."
+            f"(they see {profile.rank} of {len(profile.shares) - 1} directions); sums over traits and classes are "
+            "firmer."
         )
     wide = [s.label or s.persona for s in profile.shares if s.high - s.low > _WIDE and s.kind != BACKGROUND_KIND]
     if wide:
