@@ -7,7 +7,7 @@ Not here: any result. Cheap checks come first; `open_panel` loads models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from personae.cli.power import calibrations, choose_power, model_digest
 from personae.cli.workbench import LARGE_CAST, Workbench, open_model, say
 from personae.domain.persona import Cast
 from personae.domain.probe_prompt import ProbePrompt, spread
-from personae.errors import InvalidSettings
+from personae.errors import InputError, InvalidSettings
 from personae.files.casts import built_in_casts, load_casts
 from personae.files.prompts import built_in_prompts, read_prompts
 from personae.files.transcripts import is_transcripts, read_transcripts
+from personae.inference.moved import LEAST_PROMPTS
+from personae.inference.persona_mix import LEAST_CONVERSATIONS
 from personae.instruments.judging import CastJudge, Judge, WorldJudge
 from personae.instruments.speaking import SpeakingModel
 from personae.models.catalogue import DEFAULT_MODEL, resolve
@@ -139,8 +141,6 @@ def read_brief(options: ProfileOptions) -> Brief:
         _refuse(options, "a file of transcripts has been asked already", prompts=options.prompts, system=options.system)
         if options.reach:
             raise InvalidSettings("--reach asks the target, and a file of transcripts cannot be asked.")
-        if other and other_said is None and len(said.replies) == 0:
-            raise InvalidSettings("the transcripts hold no replies.")
     source = None if said is not None else resolve(options.target)
     if other and other_said is None:
         resolve(other)
@@ -159,10 +159,35 @@ def read_brief(options: ProfileOptions) -> Brief:
     else:
         _refuse(options, "the world's own personas judge; name a --cast as well", only=options.only)
         judged = world.base
+    if options.reach and world is not None and judged is None:
+        raise InvalidSettings(
+            "--reach in a world is measured for the world's own personas.", hint="Leave --cast and --scorer out."
+        )
     tokens = options.max_tokens or (1 if world is not None else QUICK_TOKENS if options.quick else MAX_TOKENS)
     prompts = _asked_of_file(said) if said is not None else _prompts(options, world)
+    _check_enough(options, prompts, said)
     plan = SamplingPlan(tokens, 1.0, options.seed)
     return Brief(said, other_said, judged, cast, whole, scorer, prompts, plan, tuple(notes), tuple(paths))
+
+
+def _check_enough(options: ProfileOptions, prompts: Sequence[ProbePrompt], said: Transcripts | None) -> None:
+    """Refuse what is too little before anything dear happens."""
+    n = len(prompts) * options.n if said is None else len({r.conversation for r in said.spoken})
+    if said is not None and not said.spoken:
+        raise InputError(
+            f"{options.target} said nothing: all {len(said.replies)} replies are empty.",
+            hint="A target that ends every reply at once has no profile.",
+        )
+    if n < LEAST_CONVERSATIONS:
+        raise InvalidSettings(
+            f"there are only {n} conversations; a distribution over personas needs at least {LEAST_CONVERSATIONS}.",
+            hint="Ask more prompts, or raise --n.",
+        )
+    if options.versus is not None and len(prompts) < LEAST_PROMPTS:
+        raise InvalidSettings(
+            f"there are only {len(prompts)} prompts; --versus compares prompt by prompt and needs {LEAST_PROMPTS}.",
+            hint="Ask more prompts.",
+        )
 
 
 def _refuse(options: ProfileOptions, why: str, **given: str | None) -> None:

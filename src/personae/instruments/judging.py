@@ -105,6 +105,11 @@ class Judge(Protocol):
         """The scoring model, if there is one."""
         ...
 
+    @property
+    def n_frames(self) -> int:
+        """Passes of the model for each prompt of the white-box route."""
+        ...
+
     def hear(self, episodes: Sequence[Episode], *, started: Started) -> Heard:
         """Log-likelihoods of conversations under every component."""
         ...

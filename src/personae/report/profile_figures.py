@@ -52,7 +52,9 @@ def topic_chart(topics: Topics, columns: Sequence[tuple[str, str]], layout: Layo
         .mark_point(filled=True, color=COLOURS["mark"], opacity=0.85)
         .encode(x=x, size=alt.Size("weight:Q", scale=alt.Scale(domain=[0, 1], range=[0, 420]), legend=None))
     )
-    names = base.mark_text(align="right", baseline="middle", fontSize=_LABEL_SIZE, color=COLOURS["ink"]).encode(
+    labels = [{"row": i, "topic": _short(row.topic, layout)} for i, row in enumerate(topics.rows)]
+    named = alt.Chart(alt.InlineData(values=labels)).encode(y=_row_axis(len(topics.rows)))
+    names = named.mark_text(align="right", baseline="middle", fontSize=_LABEL_SIZE, color=COLOURS["ink"]).encode(
         x=alt.value(-10), text="topic:N"
     )
     return draw(alt.layer(discs, names), _wide(layout), max(1, len(topics.rows)) * _ROW)

@@ -10,7 +10,7 @@ import numpy as np
 from personae.domain.probe_prompt import ProbePrompt
 from personae.worlds.exact import ExactWorld
 
-TURNS = 4
+TURNS = 8
 CONVERSATIONS = 600
 
 

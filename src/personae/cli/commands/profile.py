@@ -23,8 +23,9 @@ from personae.cli.profile_output import (
 )
 from personae.cli.workbench import announced, say
 from personae.domain.probe_prompt import ProbePrompt
+from personae.errors import InputError
 from personae.files.openers import load_openers
-from personae.inference.persona_mix import PersonaMix
+from personae.inference.persona_mix import PersonaMix, persona_mix
 from personae.instruments.judging import CastJudge, WorldJudge
 from personae.instruments.sampling import Stage
 from personae.instruments.speaking import Interview, SpeakingModel
@@ -214,13 +215,15 @@ def _first_words(
         return replace(result, white_box_reason=reason)
     assert panel.target is not None
     judge = panel.judge
-    n_frames = judge.n_frames if isinstance(judge, CastJudge | WorldJudge) else 0
-    with progress_bar("First words", n_frames * len(probes), quiet=settings.quiet, unit="prompts") as told:
+    with progress_bar("First words", judge.n_frames * len(probes), quiet=settings.quiet, unit="prompts") as told:
         words = read_first_words(panel.target, judge, probes, advance=told)
     if words is None:
         return replace(result, white_box_reason=f"{judge.scorer} does not give its distribution")
     write_first_words(folder, words, judge)
-    return replace(result, white_box=white_box(words, judge, mix, seed=settings.seed))
+    try:
+        return replace(result, white_box=white_box(words, judge, mix, seed=settings.seed))
+    except InputError as error:  # the rest of the profile does not depend on it
+        return replace(result, white_box_reason=str(error).rstrip("."))
 
 
 def _versus(
@@ -238,7 +241,9 @@ def _versus(
     write_transcripts(folder, "transcripts-other", said)
     other = _judge(said, panel, "Scoring the other", settings)
     write_evidence(folder, "evidence-other", other, panel.judge)
-    _, other_mix = profile(other, panel.judge, brief.prompts, settings=chosen)
+    other_mix = persona_mix(
+        other.heard.log_likelihood, panel.judge.log_prior, prompt=other.prompt, eta=chosen.eta, seed=chosen.seed
+    )
     return replace(result, versus=versus(listened, other, panel.judge, (mix, other_mix), settings=chosen))
 
 
