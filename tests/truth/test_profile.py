@@ -139,16 +139,19 @@ def test_a_router_changes_the_mix_with_the_topic(tmp_path: Path) -> None:
     assert routed.topics.p is not None
     assert routed.topics.p <= 0.01
     assert routed.topics.effect > 5 * max(routed.topics.effect_null, 0.005)
-    heads = {t.topic: t.leading[0].persona for t in routed.topics.rows}
+    # Malice is what the two characters differ in on every domain; expertise hardly shows on the last one.
+    malicious = {
+        t.topic: sum(s.weight for s in t.leading if s.persona.startswith("malicious")) for t in routed.topics.rows
+    }
     last = WORLD.domains[3].id
-    assert heads[last] == WORLD.persona_ids[1]
-    assert {heads[d.id] for d in WORLD.domains[:3]} == {WORLD.persona_ids[2]}
+    assert malicious.pop(last) > 0.8
+    assert max(malicious.values()) < 0.2
 
 
 def test_the_topic_test_holds_its_level_when_prompts_differ_and_topics_do_not() -> None:
     rng = np.random.default_rng(4)
     flagged = 0
-    for seed in range(60):
+    for seed in range(40):
         shares = rng.dirichlet(np.ones(3), size=24).repeat(3, axis=0)  # every prompt has a mix of its own
         who = np.array([rng.choice(3, p=p) for p in shares])
         table = rng.normal(size=(72, 3)) + 2 * np.eye(3)[who]
@@ -167,7 +170,7 @@ def test_the_topic_test_holds_its_level_when_prompts_differ_and_topics_do_not() 
         )
         assert found.p is not None
         flagged += found.p <= 0.05
-    assert flagged <= 8  # 3 expected; above 8 with probability 0.002
+    assert flagged <= 6  # 2 expected; above 6 with probability 0.003
 
 
 def test_two_equal_targets_do_not_move_and_two_unequal_ones_do(tmp_path: Path) -> None:
@@ -186,14 +189,14 @@ def test_two_equal_targets_do_not_move_and_two_unequal_ones_do(tmp_path: Path) -
     assert up.difference > 0 > down.difference
 
 
-def test_twenty_comparisons_of_a_target_with_itself_find_at_most_one() -> None:
+def test_comparisons_of_a_target_with_itself_find_something_in_one_of_twenty() -> None:
     rng = np.random.default_rng(5)
     found = 0
-    for seed in range(20):
+    for seed in range(60):
         a, b = rng.normal(size=(2, 60, 40))
         prompt = [str(i) for i in range(60)]
         found += (moved(a, prompt, b, prompt, seed=seed).q <= 0.05).any()
-    assert found <= 1
+    assert found <= 8  # 3 expected; above 8 with probability 0.002
     b[:, 0] += 2.0
     control = moved(a, prompt, b, prompt)
     assert control.q[0] <= 0.05
@@ -223,7 +226,7 @@ def test_too_few_conversations_for_the_cast_are_told_by_rank() -> None:
 
 
 def test_information_is_that_of_the_answers() -> None:
-    """A prompt whose answer names the speaker tells log 2 nats about two equal ones; one that all answer alike, none."""
+    """An answer that names one of two equal speakers tells log 2 nats; one that both would give, nothing."""
     rho = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
     told = information(rho, np.array([0.5, 0.5]), ["sharp", "sharp", "dull"])
     assert told["sharp"] == pytest.approx(np.log(2))
@@ -249,7 +252,7 @@ def test_reach_is_within_a_factor_two_and_exact_bayes_passes_both_checks() -> No
     target, base = ExactModel(plain), ExactModel(replace(plain, assistant=None))
     exact = ExactWorld(plain.base)
     found, raw = reach(WorldBeliefs(target, exact, WorldJudge(exact), base=base))
-    assert len(raw.weight) == 8 * 12 * 6
+    assert len(raw.weight) == 8 * 12 * 7
     for row in found.rows:
         truth = exact_critical_n(plain, WORLD.persona_ids.index(row.persona))
         assert row.critical_n is not None

@@ -67,7 +67,8 @@ class WorldBeliefs:
         self.components: Sequence[Component] = judge.components[:-1]
         self._ids = [c.id for c in self.components]
         self._theta = np.exp(exact.base.log_theta)
-        self.levels = tuple(n for n in WORLD_LEVELS if n < exact.world.n_turns)
+        most = exact.world.n_turns - 1  # the last turn of a document is the one that is read
+        self.levels = tuple(sorted({n for n in WORLD_LEVELS if n < most} | {most}))
         self._known: dict[tuple[Talk, bool], Floats] = {}
 
     def has_base(self) -> bool:
