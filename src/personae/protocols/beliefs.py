@@ -17,6 +17,7 @@ from personae.domain.episode import Turn
 from personae.domain.persona import BACKGROUND, PLAIN, Persona
 from personae.domain.probe_prompt import ProbePrompt
 from personae.errors import ContextOverflow
+from personae.inference.readout import minimise
 from personae.instruments.judging import CastJudge, Component, WorldJudge
 from personae.instruments.sampling import Script, Stage
 from personae.instruments.speaking import SpeakingModel
@@ -34,6 +35,7 @@ WORLD_CONTEXTS, CAST_CONTEXTS = 12, 2
 _OWN_CONTEXTS, _OWN_ANSWERS = 6, 48
 _CAST_ANSWERS = 12
 _REPLY_TOKENS = 24
+_TOLERANCE = 1e-7
 _READ = (PLAIN, BACKGROUND)
 
 
@@ -186,7 +188,11 @@ class CastBeliefs:
                 for p, (tokens, theta) in zip(said, self._components(component), strict=True)
             ]
             words = join_answers([p.id for p in self._probes], parts)
-            made[i] = read_out(words.p[None], words.theta)[0][0]
+            k = len(words.theta)
+            found = minimise(
+                words.p, words.theta, np.ones((1, len(words.p))), np.full((1, k), 1 / k), tolerance=_TOLERANCE
+            )
+            made[i] = found[0, 0]
         return made
 
     def own_turns(self, *, seed: int) -> tuple[Floats, Floats] | None:
