@@ -18,6 +18,7 @@ from personae.cli.commands import (
     check_model,
     measure,
     models,
+    profile,
     rerun,
     score,
     screen,
@@ -40,7 +41,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (screen, score, train, calibrate, validate, casts, models, check_model, rerun, measure, verify):
+for _command in (
+    screen,
+    score,
+    train,
+    verify,
+    measure,
+    profile,
+    calibrate,
+    validate,
+    casts,
+    models,
+    check_model,
+    rerun,
+):
     app.command(_command.NAME)(_command.command)
 app.add_typer(world.app, name=world.NAME)
 

@@ -222,6 +222,11 @@ def _asset(name: str) -> Markup:
     return Markup((resources.files("personae.report") / "templates" / name).read_text(encoding="utf-8"))
 
 
+def facts_of(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
+    """Provenance as names with lines of text, for other pages."""
+    return _facts(provenance)
+
+
 def fill(name: str, values: Mapping[str, object]) -> Markup:
     """A template filled in, for other pages of this style; strings are escaped and made visible."""
     return _render(name, **values)
