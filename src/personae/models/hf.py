@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from personae.errors import NumericsError, OutOfMemory
+from personae.models.hf_distributions import HiddenDistributions
 from personae.models.hf_tokenizer import HFTokenizer
 from personae.models.protocol import Completion, ModelCard, SamplingPlan, Scorable, TokenLogprobs
 
@@ -91,6 +92,25 @@ class HFModel:
                     values = self._score_chunk(prefix, [batch[i] for i in hosts], [batch[i] for i in chunk], rows)
                     for i, value in zip(chunk, values, strict=True):
                         results[i] = TokenLogprobs(value)
+        return [r for r in results if r is not None]
+
+    def distributions(self, batch: Sequence[Scorable]) -> list[HiddenDistributions]:
+        """The distribution at every scored place, in the order given.
+
+        Kept is the last hidden state of each place; log-probabilities are made from it a few places at a time.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, item in enumerate(batch):
+            groups.setdefault(item.token_ids[: item.shared], []).append(i)
+        results: list[HiddenDistributions | None] = [None] * len(batch)
+        with torch.inference_mode(), _memory_errors():
+            for prefix, members in groups.items():
+                for chunk in self._length_batches(batch, members, len(prefix)):
+                    ids = self._padded([batch[i] for i in chunk], len(prefix))
+                    hidden = self._hidden(prefix, ids.to(self._device))
+                    for row, i in enumerate(chunk):
+                        first, last = batch[i].start - 1 - len(prefix), len(batch[i].token_ids) - 1 - len(prefix)
+                        results[i] = HiddenDistributions(self._logits, hidden[row, first:last].clone())
         return [r for r in results if r is not None]
 
     def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
@@ -174,11 +194,8 @@ class HFModel:
         self, prefix: tuple[int, ...], hosts: list[Scorable], items: list[Scorable], row_of: list[int]
     ) -> list[NDArray[np.float32]]:
         """Log-probabilities of `items`, item i being read off the pass over `hosts[row_of[i]]`."""
-        skip, n = len(prefix), len(hosts)
-        longest = max(len(item.token_ids) for item in hosts) - skip
-        ids = torch.zeros((n, longest), dtype=torch.long)
-        for row, item in enumerate(hosts):
-            ids[row, : len(item.token_ids) - skip] = torch.tensor(item.token_ids[skip:])
+        skip = len(prefix)
+        ids = self._padded(hosts, skip)
         hidden = self._hidden(prefix, ids.to(self._device))
         rows = torch.cat([torch.full((item.n_scored,), r) for r, item in zip(row_of, items, strict=True)])
         columns = torch.cat([torch.arange(item.start, len(item.token_ids)) for item in items]) - skip
@@ -189,6 +206,13 @@ class HFModel:
                 hint="The weights may be damaged, or the dtype too narrow: try --dtype float32.",
             )
         return np.split(log_p.cpu().numpy(), np.cumsum([item.n_scored for item in items])[:-1])
+
+    def _padded(self, items: Sequence[Scorable], skip: int) -> Tensor:
+        """Token ids behind the first `skip`, padded on the right."""
+        ids = torch.zeros((len(items), max(len(item.token_ids) for item in items) - skip), dtype=torch.long)
+        for row, item in enumerate(items):
+            ids[row, : len(item.token_ids) - skip] = torch.tensor(item.token_ids[skip:])
+        return ids
 
     def _hidden(self, prefix: tuple[int, ...], ids: Tensor) -> Tensor:
         n, length = ids.shape
@@ -216,18 +240,21 @@ class HFModel:
 
     def _gather(self, hidden: Tensor, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of each target at (row, column), in pieces that keep the logits small."""
-        head = self._model.get_output_embeddings()
-        assert isinstance(head, nn.Module)
-        cap = getattr(self._model.config, "final_logit_softcapping", None)
         pieces: list[Tensor] = []
         for at in range(0, len(rows), self._logit_rows):
             piece = slice(at, at + self._logit_rows)
-            logits = head(hidden[rows[piece], columns[piece]]).float()
-            if cap is not None:
-                logits = torch.tanh(logits / cap) * cap
+            logits = self._logits(hidden[rows[piece], columns[piece]])
             chosen = logits.gather(-1, targets[piece, None])[:, 0]
             pieces.append(chosen - torch.logsumexp(logits, -1))
         return torch.cat(pieces)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits of rows of last hidden states."""
+        head = self._model.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        cap = getattr(self._model.config, "final_logit_softcapping", None)
+        logits = head(hidden).float()
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _turn_ends(model: PreTrainedModel) -> frozenset[int]:
