@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from personae.inference.mixture import expectation_maximisation
 
@@ -343,4 +342,5 @@ def _in_force(rung: Rung, fit: Fit, both: Floats, reply: Ints, labels: dict[str,
 
 
 def _updated(values: Floats) -> Floats:
-    return values - np.asarray(logsumexp(values, axis=0, keepdims=True))
+    top = values.max(axis=0, keepdims=True)
+    return values - top - np.log(np.exp(values - top).sum(axis=0, keepdims=True))

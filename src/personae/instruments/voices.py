@@ -99,8 +99,30 @@ class Voice:
         cue = (Turn("system", held.talk.cue),) if held.talk.cue else ()
         return self.renderer.render(self.frame, Episode(held.talk.id, (*cue, *turns), self._stand_in()))
 
-    def distributions(self, held: Sequence[Held]) -> list[list[TokenDistributions]]:
+    @property
+    def rendering(self) -> tuple[int, Frame, tuple[Turn, ...]]:
+        """What decides the token ids of its requests: voices that share it read the same ones."""
+        return id(self.renderer), self.frame, self.shots
+
+    def requests(self, held: Sequence[Held]) -> list[Scorable]:
+        """Every reply of every conversation, with what this voice is shown before it."""
+        items: list[Scorable] = []
+        for talk in held:
+            for t, reply in enumerate(talk.replies):
+                before = self.context(replace(talk, replies=talk.replies[:t], texts=talk.texts[:t]))
+                ids = (*before.token_ids[: before.start], *reply)
+                self._require_room(talk, len(ids))
+                items.append(Scorable(ids, before.start, before.shared))
+        return items
+
+    def distributions(
+        self, held: Sequence[Held], requests: Sequence[Scorable] | None = None
+    ) -> list[list[TokenDistributions]]:
         """For every conversation, how this voice would have gone on at each token of each reply.
+
+        Args:
+            held: The conversations.
+            requests: Those of `requests(held)`, where they are known.
 
         Raises:
             MissingCapability: If the model does not give its distributions.
@@ -110,14 +132,7 @@ class Voice:
                 f"{self.model.card.name} gives no full next-token distributions, which the ladder needs.",
                 hint="Use an embedded model, a Hugging Face folder or a world.",
             )
-        items: list[Scorable] = []
-        for talk in held:
-            for t, reply in enumerate(talk.replies):
-                before = self.context(replace(talk, replies=talk.replies[:t], texts=talk.texts[:t]))
-                ids = (*before.token_ids[: before.start], *reply)
-                self._require_room(talk, len(ids))
-                items.append(Scorable(ids, before.start, before.shared))
-        made = iter(self.model.distributions(items))
+        made = iter(self.model.distributions(self.requests(held) if requests is None else requests))
         return [[next(made) for _ in talk.replies] for talk in held]
 
     def reply_ids(self, token_ids: Sequence[int]) -> tuple[tuple[int, ...], str]:

@@ -21,7 +21,8 @@ from personae.errors import ContextOverflow, InvalidSettings
 from personae.inference.exhaustiveness import TEMPERED_BASE, Conversation, Explained, Rung, explain, halves
 from personae.inference.ladder import FEWEST_CLUSTERS
 from personae.instruments.voices import Held, Voice
-from personae.models.protocol import TokenDistributions
+from personae.models.protocol import Scorable, TokenDistributions
+from personae.models.rendering import Frame
 from personae.protocols.audit_parties import Parties
 
 RIVALS = ("topic", "turn", "cue")
@@ -95,13 +96,17 @@ def run_ladder(
     n_extra = len(voices)
     if taking_part.again is not None:
         voices.append((taking_part.again, taking_part.again))
-    target = taking_part.post.distributions(held)
-    parts = [_read_by(pair, held, half) for pair in voices]
+    known: dict[tuple[int, Frame, tuple[Turn, ...]], list[Scorable]] = {}
+    target = _read_all(taking_part.post, held, known)
+    parts = [
+        _read_all(pair[0], held, known) if pair[0] is pair[1] else _read_by(pair, held, half) for pair in voices
+    ]
     conversations = [
         _conversation(h, target[i], [p[i] for p in parts], taking_part.post.model.card.vocab_size)
         for i, h in enumerate(held)
     ]
-    labels = [reply_labels(h) for h in held]
+    topics = sorted({t for h in held for t in h.talk.topics})
+    labels = [reply_labels(h, topics) for h in held]
     n_frames = 1 + len(taking_part.frames)
     rungs = _rungs(n_frames, n_fixed, n_shown, n_extra, len(voices))
     everyone = tuple(range(n_fixed))
@@ -141,11 +146,19 @@ def _shot_voices(base: Voice, held: Sequence[Held], half: NDArray[np.int64], n: 
     return made[0], made[1]
 
 
+def _read_all(
+    voice: Voice, held: Sequence[Held], known: dict[tuple[int, Frame, tuple[Turn, ...]], list[Scorable]]
+) -> list[list[TokenDistributions]]:
+    """As `Voice.distributions`, each way of rendering done once."""
+    if voice.rendering not in known:
+        known[voice.rendering] = voice.requests(held)
+    return voice.distributions(held, known[voice.rendering])
+
+
 def _read_by(
     pair: tuple[Voice, Voice], held: Sequence[Held], half: NDArray[np.int64]
 ) -> list[list[TokenDistributions]]:
-    if pair[0] is pair[1]:
-        return pair[0].distributions(held)
+    """Each half read by the voice of its side."""
     out: list[list[TokenDistributions]] = [[] for _ in held]
     for side in (0, 1):
         mine = [i for i, s in enumerate(half) if s == side]
@@ -177,8 +190,8 @@ def _joined(parts: list[TokenDistributions], ends: NDArray[np.int64], start: int
     return np.concatenate(pieces)
 
 
-def reply_labels(held: Held) -> dict[str, tuple[str, ...]]:
-    """The parts that each reply of a conversation belongs to, by partition."""
+def reply_labels(held: Held, everywhere: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """The parts that each reply of a conversation belongs to, by partition; `everywhere` names all topics."""
     n, topics = len(held.replies), held.talk.topics
     most = max(len(held.talk.asks), _TURN_BINS)
     labels = {
@@ -186,7 +199,7 @@ def reply_labels(held: Held) -> dict[str, tuple[str, ...]]:
         "turn": tuple(str(min(t * _TURN_BINS // most, _TURN_BINS - 1)) for t in range(n)),
         "cue": ("cue" if held.talk.cue else "no cue",) * n,
     }
-    for topic in set(topics):
+    for topic in everywhere or set(topics):
         labels[f"mention of {topic}"] = tuple("after" if topic in topics[: t + 1] else "before" for t in range(n))
     return labels
 
@@ -195,5 +208,4 @@ def _mentions(held: Sequence[Held], rivals: Sequence[str]) -> list[str]:
     """A partition for each topic where every conversation runs through several; else none."""
     if "topic" not in rivals or min(len(h.replies) for h in held) < 4:
         return []
-    common = set.intersection(*[set(h.talk.topics) for h in held]) if held else set()
-    return [f"mention of {t}" for t in sorted(common)]
+    return [f"mention of {t}" for t in sorted({t for h in held for t in h.talk.topics})]

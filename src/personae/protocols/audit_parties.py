@@ -122,7 +122,7 @@ def parties(
     if cast is not None:
         personas = cast_voices(cast, base, renderer, paraphrases)
     elif world is not None:
-        personas = exact_voices(world)
+        personas = exact_voices(world, renderer)
     else:
         raise InvalidSettings("an audit needs a cast of personas.", hint="Pass --cast, for instance --cast core.")
     return Parties(
@@ -146,12 +146,11 @@ def cast_voices(cast: Cast, base: LanguageModel, renderer: Renderer, paraphrases
     return tuple(made)
 
 
-def exact_voices(world: World) -> tuple[Voice, ...]:
+def exact_voices(world: World, renderer: Renderer) -> tuple[Voice, ...]:
     """The personas of a world, each the closed form of a world in which nobody else speaks."""
     made: list[Voice] = []
     for k, name in enumerate(world.persona_ids):
         model = ExactModel(spoken_by(world, k), f"{world.id}/{name}")
-        renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
         made.append(Voice(name, model, renderer, plain_frame(renderer), label=name))
     return tuple(made)
 
