@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN
@@ -173,6 +174,19 @@ class Voice:
             )
 
 
+def next_log_probs(model: LanguageModel, contexts: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
+    """Log-probabilities of every next token after each context, nats, shape (vocab_size,) each.
+
+    Raises:
+        MissingCapability: If the model does not give its distributions.
+    """
+    if not isinstance(model, GivesDistributions):
+        raise MissingCapability(f"{model.card.name} gives no full next-token distributions.")
+    # The last token stands in for the next one, which is not read.
+    items = [Scorable((*ids, ids[-1]), len(ids)) for ids in contexts]
+    return [d.log_probs(0, 1)[0] for d in model.distributions(items)]
+
+
 def plain_frame(renderer: Renderer) -> Frame:
     """The frame without a persona, in the first style of a renderer."""
     return Frame(PLAIN, "", renderer.styles[0])
@@ -183,6 +197,7 @@ def hold(
     talks: Sequence[Talk],
     plan: SamplingPlan,
     *,
+    begun: Sequence[Held] | None = None,
     advance: Callable[[int], None] = lambda amount: None,
 ) -> list[Held]:
     """Hold every talk with the voice of the same place, turn by turn.
@@ -191,9 +206,10 @@ def hold(
         voices: One for each talk; equal models are asked together.
         talks: What is asked.
         plan: Most tokens of a reply, temperature, seed.
+        begun: Turns already held of every talk, which are gone on from.
         advance: Told of every turn that was sampled.
     """
-    held = [Held(t) for t in talks]
+    held = [Held(t) for t in talks] if begun is None else list(begun)
     for turn in range(max((len(t.asks) for t in talks), default=0)):
         groups: dict[int, list[int]] = {}
         for i, h in enumerate(held):

@@ -25,6 +25,7 @@ from personae.models.protocol import Scorable, TokenDistributions
 from personae.models.rendering import Frame
 from personae.protocols.audit_parties import Parties
 
+ALONE = "personas"  # the mixture at temperature 1, as persona selection states it; not nested in the ladder
 RIVALS = ("topic", "turn", "cue")
 _TURN_BINS = 4
 
@@ -124,6 +125,7 @@ def _rungs(n_frames: int, n_fixed: int, n_shown: int, n_extra: int, n_all: int) 
         Rung("R2", tuple(range(n_frames)), single=True),
         Rung("R3", tuple(range(n_fixed)), single=True),
         Rung("R4", tuple(range(n_fixed))),
+        Rung(ALONE, tuple(range(n_fixed)), tempered=False),
     ]
     if n_shown > n_fixed:
         rungs.append(Rung("R5", tuple(range(n_shown))))

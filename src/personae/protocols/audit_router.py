@@ -9,14 +9,13 @@ Null: the controls. Positive: a router world. Not here: the statistic (`inferenc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from personae.domain.persona import PLAIN, Cast
-from personae.inference.router import Heterogeneity, heterogeneity
 from personae.instruments.voices import Held, Talk, Voice
 from personae.models.protocol import SamplingPlan
 from personae.models.rendering import Frame
@@ -30,8 +29,7 @@ class Replies:
     """Distinct replies of one model with how often each was given.
 
     Attributes:
-        talks: What was asked, by reply.
-        held: The replies.
+        held: The replies, with what was asked.
         count: How often, shape (n,).
         log_likelihood: Under every component, nats, shape (n, n_components).
         log_target: Under the model itself; for a control, under the mixture it is.
@@ -41,25 +39,6 @@ class Replies:
     count: NDArray[np.int64]
     log_likelihood: Floats
     log_target: Floats
-
-    def statistic(self) -> Heterogeneity:
-        """Lambda and residual, every reply as often as it was given."""
-        times = self.count
-        topics = [h.talk.topics[0] for h in self.held]
-        clusters = [h.talk.cluster for h in self.held]
-        at = np.repeat(np.arange(len(times)), times)
-        return heterogeneity(
-            self.log_likelihood[at], self.log_target[at], [topics[i] for i in at], [clusters[i] for i in at]
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RouterRun:
-    """The target's statistic and those of the controls, named by who they are."""
-
-    target: Heterogeneity
-    controls: tuple[tuple[str, Heterogeneity], ...]
-    replies: Replies
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,36 +50,9 @@ class Control:
     weights: tuple[float, ...]
 
 
-def run_router(
-    taking_part: Parties,
-    singles: Sequence[Talk],
-    *,
-    n_samples: int,
-    max_tokens: int,
-    controls: Sequence[Control],
-    seed: int = 0,
-    advance: Callable[[int], None] = lambda amount: None,
-) -> RouterRun:
-    """Sample, score and compare.
-
-    Args:
-        taking_part: Who is compared.
-        singles: Prompts of one ask.
-        n_samples: Replies to each prompt.
-        max_tokens: Of a reply.
-        controls: See `make_controls`.
-        seed: Of the sampler.
-        advance: Told of every model done.
-    """
-    components = taking_part.components
-    target = gather(Control("post", (taking_part.post,), (1.0,)), components, singles, n_samples, max_tokens, seed)
-    advance(1)
-    found: list[tuple[str, Heterogeneity]] = []
-    for j, control in enumerate(controls):
-        made = gather(control, components, singles, n_samples, max_tokens, seed + 1000 * (j + 1))
-        found.append((control.name, made.statistic()))
-        advance(1)
-    return RouterRun(target.statistic(), tuple(found), target)
+def target_of(taking_part: Parties) -> Control:
+    """The audited model in the form of a control, so that both are sampled and scored alike."""
+    return Control("post", (taking_part.post,), (1.0,))
 
 
 def make_controls(taking_part: Parties, cast: Cast | None, n: int, seed: int = 0) -> list[Control]:
