@@ -1,7 +1,7 @@
 """Fit the scorecard on training worlds and judge it on new ones.
 
-    python -m benchmarks.scorecard.run fit --worlds 12     writes src/personae/reference/scorecard.json
-    python -m benchmarks.scorecard.run judge --worlds 4    writes benchmarks/results/scorecard.json
+python -m benchmarks.scorecard.run fit --worlds 12     writes src/personae/reference/scorecard.json
+python -m benchmarks.scorecard.run judge --worlds 4    writes benchmarks/results/scorecard.json
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from personae.protocols.audit_parties import parties
 from personae.tables.audit import VIEWS, Audit
 from personae.worlds.spec import World
 
-SIZE = Size(prompts=64, texts=24, samples=100, controls=0, max_tokens=1, shots=0)
+SIZE = Size(prompts=40, texts=16, samples=100, controls=0, max_tokens=1, shots=0)
 PROTOCOLS = ("outside", "coin", "knowledge")
 _ROOT = Path(__file__).parents[2]
 _NEW_SEEDS = 10_000

@@ -53,9 +53,7 @@ def _bare(name: str, rng: np.random.Generator, ranges: Ranges) -> World:
         return int(rng.integers(bounds[0], bounds[1] + 1))
 
     n_traits = integer(ranges.traits)
-    traits = tuple(
-        WorldTrait(t, p, n, (f"{p}-1", f"{p}-2"), (f"{n}-1", f"{n}-2")) for t, p, n in _TRAITS[:n_traits]
-    )
+    traits = tuple(WorldTrait(t, p, n, (f"{p}-1", f"{p}-2"), (f"{n}-1", f"{n}-2")) for t, p, n in _TRAITS[:n_traits])
     domains = tuple(
         Domain(f"topic{d}", integer(ranges.questions), tuple(rng.uniform(0.2, 1.2, n_traits).tolist()))
         for d in range(integer(ranges.domains))

@@ -225,7 +225,7 @@ def _blocks(conversation: Conversation) -> Iterator[tuple[int, int]]:
 
 
 def _log_norm(log_p: NDArray[np.floating], temperature: float) -> Floats:
-    """log sum_v p_v^(1/temperature)."""
+    """Log sum_v p_v^(1/temperature)."""
     return np.log(np.sum(np.exp(log_p / temperature), axis=-1, dtype=np.float64))
 
 

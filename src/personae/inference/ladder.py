@@ -75,12 +75,14 @@ def gap_of(kl: Floats, n_tokens: Floats, clusters: Sequence[str]) -> Gap:
     if per_token < LEAST_KL:
         reason = f"the two models differ by {per_token:.1e} nats a token, which is rounding"
     elif not means.mean() > LEAST_ERRORS * se:
-        reason = f"KL from post to base is {means.mean():.3g} +- {se:.2g} nats: less than {LEAST_ERRORS:g} errors from 0"
+        reason = (
+            f"KL from post to base is {means.mean():.3g} +- {se:.2g} nats: less than {LEAST_ERRORS:g} errors from 0"
+        )
     return Gap(float(means.mean()), se, per_token, n, not reason, reason)
 
 
 def shares(
-    base: Floats, left: Floats, clusters: Sequence[str], *, rng: np.random.Generator, n_draws: int = 2000
+    base: Floats, left: Floats, clusters: Sequence[str], *, rng: np.random.Generator, n_draws: int = 1000
 ) -> list[Share]:
     """Shares explained by several explanations in a row.
 

@@ -82,7 +82,9 @@ def fit_expectations(values: Sequence[Mapping[str, float | None]], kinds: Sequen
         rows = table[np.array([k == kind for k in kinds])]
         enough = np.isfinite(rows).sum(axis=0) >= max(2, len(rows) // 3)
         centre = np.array([np.median(c[np.isfinite(c)]) if e else np.nan for c, e in zip(rows.T, enough, strict=True)])
-        spread = np.array([_spread(c[np.isfinite(c)], n) if e else np.nan for c, e, n in zip(rows.T, enough, names, strict=True)])
+        spread = np.array(
+            [_spread(c[np.isfinite(c)], n) if e else np.nan for c, e, n in zip(rows.T, enough, names, strict=True)]
+        )
         mean.append(centre)
         sd.append(spread)
         counts.append(len(rows))

@@ -29,6 +29,11 @@ from personae.models.protocol import (
 )
 from personae.models.rendering import BASE_STYLES, Frame, Renderer
 
+# Contexts rendered lately: the same ones are wanted to sample a reply and to score it under every component. Beside
+# each its renderer, so that a key, which names renderers by identity, cannot come to mean another one.
+_CONTEXTS: dict[tuple[object, ...], tuple[Renderer, Scorable]] = {}
+_MOST_CONTEXTS = 20_000
+
 
 @dataclass(frozen=True, slots=True)
 class Talk:
@@ -91,6 +96,15 @@ class Voice:
         Raises:
             ContextOverflow: If it does not fit the model.
         """
+        talk = held.talk
+        key = (*self.rendering, talk.id, talk.asks[: len(held.texts) + 1], talk.cue, talk.in_chat, held.texts)
+        if key not in _CONTEXTS:
+            if len(_CONTEXTS) >= _MOST_CONTEXTS:
+                _CONTEXTS.clear()
+            _CONTEXTS[key] = (self.renderer, self._context(held))
+        return _CONTEXTS[key][1]
+
+    def _context(self, held: Held) -> Scorable:
         if not held.talk.in_chat:
             return self._plain_context(held)
         turns = [*self.shots]

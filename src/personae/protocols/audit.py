@@ -84,9 +84,7 @@ def measure(
     talks = material.talks
     advance = started("Conversations", sum(len(t.asks) for t in talks))
     held = hold([taking_part.post] * len(talks), talks, plan, advance=advance)
-    ladder = run_ladder(
-        taking_part, held, n_shots=size.shots, seed=seed, advance=started("Ladder", 2 * len(talks))
-    )
+    ladder = run_ladder(taking_part, held, n_shots=size.shots, seed=seed, advance=started("Ladder", 2 * len(talks)))
     notes = list(ladder.notes)
     facts: dict[str, object] = {
         "components": list(ladder.components),
@@ -102,7 +100,9 @@ def measure(
     texts: Columns = {}
     if "outside" in protocols and material.texts:
         advance = started("Texts out of chat", 3 * len(material.texts))
-        outside = run_outside(taking_part, material.texts, max_tokens=max(size.max_tokens // 2, 1), seed=seed, advance=advance)
+        outside = run_outside(
+            taking_part, material.texts, max_tokens=max(size.max_tokens // 2, 1), seed=seed, advance=advance
+        )
         texts = _token_columns(outside, taking_part)
     flips: list[object] = []
     facts["coin_reason"] = "" if "coin" in protocols else "not run"
@@ -201,7 +201,20 @@ def _token_columns(run: LadderRun, taking_part: Parties) -> Columns:
     tokenizer = taking_part.post.model.tokenizer
     columns: Columns = {
         k: []
-        for k in ("conversation", "cluster", "topic", "cue", "turn", "place", "token", "bin", "class", "rank", "log_post", "log_base")
+        for k in (
+            "conversation",
+            "cluster",
+            "topic",
+            "cue",
+            "turn",
+            "place",
+            "token",
+            "bin",
+            "class",
+            "rank",
+            "log_post",
+            "log_base",
+        )
     } | {f"kl:{r}": [] for r in run.explained.rungs}
     for held, kl, reading in zip(run.held, run.explained.kl, run.explained.readings, strict=True):
         at = 0
@@ -215,7 +228,9 @@ def _token_columns(run: LadderRun, taking_part: Parties) -> Columns:
                     "turn": turn,
                     "place": place,
                     "token": int(token),
-                    "bin": position_bin(place) if len(reply) > 1 or len(held.replies) == 1 else f"turn {turn // 4 * 4 + 1} on",
+                    "bin": position_bin(place)
+                    if len(reply) > 1 or len(held.replies) == 1
+                    else f"turn {turn // 4 * 4 + 1} on",
                     "class": kind,
                     "rank": int(reading.rank[at]),
                     "log_post": float(reading.log_target[at]),

@@ -164,7 +164,9 @@ def _by_conversation(tokens: Columns) -> tuple[Gap, list[str], dict[str, Floats]
     return gap_of(kl["R0"], n, clusters), clusters, kl, n
 
 
-def _rows(kl: Mapping[str, Floats], names: Sequence[str], clusters: Sequence[str], rng: np.random.Generator) -> list[RungRow]:
+def _rows(
+    kl: Mapping[str, Floats], names: Sequence[str], clusters: Sequence[str], rng: np.random.Generator
+) -> list[RungRow]:
     made = shares(kl["R0"], np.stack([kl[n] for n in names]), clusters, rng=rng)
     return [_row(n, WHAT[n], s) for n, s in zip(names, made, strict=True)]
 
@@ -204,7 +206,7 @@ def _parts(tokens: Columns) -> list[PartRow]:
 
 
 def _concentration(tokens: Columns) -> float | None:
-    """Share of what is left unexplained that lies on the worst topic, 0 where topics are alike and 1 where it is all."""
+    """How much of what is left unexplained lies on the worst topic: 0 where topics are alike, 1 where it is all."""
     left, labels = np.array(tokens[f"kl:{ALONE}"], np.float64), np.array(tokens["topic"])
     names = sorted(set(labels.tolist()))
     if len(names) < 2 or left.sum() <= 0:

@@ -99,9 +99,7 @@ def run_ladder(
         voices.append((taking_part.again, taking_part.again))
     known: dict[tuple[int, Frame, tuple[Turn, ...]], list[Scorable]] = {}
     target = _read_all(taking_part.post, held, known)
-    parts = [
-        _read_all(pair[0], held, known) if pair[0] is pair[1] else _read_by(pair, held, half) for pair in voices
-    ]
+    parts = [_read_all(pair[0], held, known) if pair[0] is pair[1] else _read_by(pair, held, half) for pair in voices]
     conversations = [
         _conversation(h, target[i], [p[i] for p in parts], taking_part.post.model.card.vocab_size)
         for i, h in enumerate(held)
@@ -184,11 +182,12 @@ def _conversation(
 def _joined(parts: list[TokenDistributions], ends: NDArray[np.int64], start: int, stop: int) -> NDArray[np.floating]:
     """Log-probabilities at places of the joined replies."""
     pieces: list[NDArray[np.floating]] = []
-    for part, end in zip(parts, ends, strict=True):
-        first = int(end) - part.n_places
-        low, high = max(start, first), min(stop, int(end))
+    first = 0
+    for part, end in zip(parts, ends.tolist(), strict=True):
+        low, high = max(start, first), min(stop, end)
         if low < high:
             pieces.append(part.log_probs(low - first, high - first))
+        first = end
     return np.concatenate(pieces)
 
 

@@ -76,7 +76,9 @@ def make_controls(taking_part: Parties, cast: Cast | None, n: int, seed: int = 0
         voices = (speaking(j),) if j % 2 == 0 or len(pool) < 2 else (speaking(j), speaking(j + 1))
         share = float(rng.uniform(0.3, 0.7)) if len(voices) == 2 else 1.0
         weights = (share, 1 - share) if len(voices) == 2 else (1.0,)
-        name = " + ".join(f"{w:.0%} {v.label}" if len(voices) == 2 else v.label for v, w in zip(voices, weights, strict=True))
+        name = " + ".join(
+            f"{w:.0%} {v.label}" if len(voices) == 2 else v.label for v, w in zip(voices, weights, strict=True)
+        )
         made.append(Control(name, voices, weights))
     return made
 

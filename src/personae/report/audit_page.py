@@ -92,7 +92,15 @@ def views(result: Audit) -> Markup:
     table = [(s, _measured(s), [_expected(s, v) for v in shown]) for s in card.statistics]
     return fill(
         "audit_views",
-        {"a": result, "card": card, "charts": charts, "ordered": ordered, "shown": shown, "names": VIEW_NAMES, "table": table},
+        {
+            "a": result,
+            "card": card,
+            "charts": charts,
+            "ordered": ordered,
+            "shown": shown,
+            "names": VIEW_NAMES,
+            "table": table,
+        },
     )
 
 

@@ -88,7 +88,7 @@ def rank_reversed(log_p: Floats) -> Floats:
 
 
 def after_training(world: World, tables: Tables) -> Tables:
-    """The tables of the personas after post-training: another prior (mixture, leak), or tilted answers (goal-seeker)."""
+    """The personas' tables after post-training: another prior (mixture, leak), or tilted answers (goal-seeker)."""
     a = world.assistant
     if a is None:
         return tables

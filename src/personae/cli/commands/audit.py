@@ -246,9 +246,7 @@ def _size(settings: Settings, world: World | None) -> Size:
     return QUICK if settings.quick else FULL
 
 
-def _material(
-    world: World | None, size: Size, own: list[tuple[str, str]] | None, settings: Settings
-) -> Material:
+def _material(world: World | None, size: Size, own: list[tuple[str, str]] | None, settings: Settings) -> Material:
     if world is not None and own is None:
         return world_material(world, size, seed=settings.seed)
     return built_in_material(size, prompts=own, seed=settings.seed)
