@@ -56,9 +56,9 @@ def values_of(audit: Audit) -> tuple[dict[str, float | None], dict[str, float]]:
 
 
 def audited(n: int, first: int, ranges: Ranges) -> Iterator[tuple[str, dict[str, float | None], dict[str, float]]]:
-    """Kind, statistics and errors of n worlds of each kind."""
-    for kind in KIND_VIEWS:
-        for k in range(n):
+    """Kind, statistics and errors of n worlds of each kind, one of each in turn."""
+    for k in range(n):
+        for kind in KIND_VIEWS:
             values, errors = values_of(audit_world(draw_world(kind, first + k, ranges), seed=k))
             shown = {s: None if v is None else round(v, 2) for s, v in values.items()}
             print(kind, k, shown, flush=True)

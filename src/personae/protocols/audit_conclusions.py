@@ -129,17 +129,18 @@ def statistics(
         return {}, {}
     gains = {r.id: r for r in rivals}
     mentions = [r for r in rivals if r.id.startswith("by mention")]
-    most = max(mentions, key=lambda r: r.gain) if mentions else None
+    most = max(mentions, key=lambda r: r.share) if mentions else None
     found = {"topic_gain": gains.get("by topic"), "turn_gain": gains.get("by turn"), "cue_gain": gains.get("by cue")}
-    values: dict[str, float | None] = {"alone": None if alone is None else float(np.clip(alone.share, -1, 1))}
+    values: dict[str, float | None] = {"alone": None if alone is None else float(np.clip(alone.share, -0.5, 1))}
     errors = {"alone": 0.0 if alone is None else (alone.high - alone.low) / 3.92}
     for name, row in {**found, "mention_gain": most}.items():
-        values[name] = None if row is None else float(np.clip(row.gain, 0.0, 1))
+        # What a rival adds to an explanation that is worse than none is not its own merit.
+        values[name] = None if row is None else float(np.clip(row.share - max(row.share - row.gain, 0.0), 0.0, 1))
         errors[name] = 0.0 if row is None else (row.gain_high - row.gain_low) / 3.92
     worst = max(topics, key=lambda t: t.departure) if topics else None
     values["agreement"] = worst.agreement if worst is not None else None
     values["outside_ratio"] = None if outside[1] is None else float(np.log10(max(outside[1], 1e-3)))
-    values["outside_share"] = None if outside[2] is None else float(np.clip(outside[2], -1, 1))
+    values["outside_share"] = None if outside[2] is None else float(np.clip(outside[2], -0.5, 1))
     coin = next((s for s in swings if s.kind == "post minus base"), None)
     values["coin"] = None if coin is None else float(np.clip(coin.logit / 2, -3, 3))
     errors["coin"] = 0.0 if coin is None else (coin.logit_high - coin.logit_low) / 2 / 3.92

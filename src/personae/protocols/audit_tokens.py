@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from personae.models.protocol import Tokenizer
 
-_WORDS = """a an the and or but if of in on at to for from by with as is are was were be been am do does did has have had
-will would can could should may might must not no it its this that these those i you he she we they me him her us
+_WORDS = """a an the and or but if of in on at to for from by with as is are was were be been am do does did has have
+had will would can could should may might must not no it its this that these those i you he she we they me him her us
 them my your his our their so than then there here what which who when where how why"""
 _FUNCTION = frozenset(_WORDS.split())
 _REFUSAL = re.compile(
