@@ -1,4 +1,4 @@
-"""Each protocol of an audit has its null and its planted positive: coin, knowledge, breaks, out of chat, trend, views."""
+"""Every protocol of an audit has its null and its planted positive: coin, knowledge, breaks, texts, trend, views."""
 
 from __future__ import annotations
 
