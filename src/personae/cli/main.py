@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from personae.cli.commands import (
+    audit,
     calibrate,
     casts,
     check_model,
@@ -48,6 +49,7 @@ for _command in (
     verify,
     measure,
     profile,
+    audit,
     calibrate,
     validate,
     casts,

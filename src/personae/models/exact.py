@@ -7,18 +7,26 @@ can be tried where the answer is known; it is the double that tests use. Not her
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from personae.errors import RenderingError
-from personae.models.protocol import Completion, ModelCard, Phrases, SamplingPlan, Scorable, TokenLogprobs
+from personae.models.protocol import (
+    Completion,
+    DenseDistributions,
+    ModelCard,
+    Phrases,
+    SamplingPlan,
+    Scorable,
+    TokenLogprobs,
+)
 from personae.worlds.exact import ExactWorld
 from personae.worlds.language import CLOSED_HINT, Kind, Language
 from personae.worlds.spec import NO_TAG, WORLD_VERSION, World
 
-_CHUNK_TOKENS = 2**17
+_CHUNK_TOKENS = 2**14  # the distributions of so many words are held at once
 _TOLERANCE = 1e-5  # log-probabilities are handed over in float32
 
 
@@ -124,18 +132,19 @@ class ExactModel:
 
     def score(self, batch: Sequence[Scorable]) -> list[TokenLogprobs]:
         """Log-probabilities of every span, in the order given; requests of one shape are computed together."""
-        shapes: dict[tuple[int, int], list[int]] = {}
-        for i, item in enumerate(batch):
-            shapes.setdefault((len(item.token_ids), item.start), []).append(i)
         results: list[TokenLogprobs | None] = [None] * len(batch)
-        for (length, start), members in shapes.items():
-            rows = max(1, _CHUNK_TOKENS // length)
-            for at in range(0, len(members), rows):
-                chunk = members[at : at + rows]
-                ids = np.array([batch[i].token_ids for i in chunk], np.int64)
-                values = self.exact.log_probs(ids, start).astype(np.float32)
-                for i, row in zip(chunk, values, strict=True):
-                    results[i] = TokenLogprobs(row)
+        for start, chunk, ids in _of_one_shape(batch):
+            values = self.exact.log_probs(ids, start).astype(np.float32)
+            for i, row in zip(chunk, values, strict=True):
+                results[i] = TokenLogprobs(row)
+        return [r for r in results if r is not None]
+
+    def distributions(self, batch: Sequence[Scorable]) -> list[DenseDistributions]:
+        """The distribution at every scored place, in the order given."""
+        results: list[DenseDistributions | None] = [None] * len(batch)
+        for start, chunk, ids in _of_one_shape(batch):
+            for i, row in zip(chunk, self.exact.predictive(ids, start), strict=True):
+                results[i] = DenseDistributions(row)
         return [r for r in results if r is not None]
 
     def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
@@ -144,7 +153,7 @@ class ExactModel:
 
     def sample(self, batch: Sequence[tuple[int, ...]], plan: SamplingPlan) -> list[Completion]:
         """One completion for each prompt; an answer ends it, as an answer is a whole turn."""
-        known: dict[tuple[int, ...], NDArray[np.float64]] = {}
+        known = self._following(batch)
 
         def following(prefix: tuple[int, ...]) -> NDArray[np.float64]:
             if prefix not in known:
@@ -162,6 +171,25 @@ class ExactModel:
                 log_probs.append(float(log_p[out[-1]]))
             made.append(Completion(tuple(out), np.asarray(log_probs, np.float32)))
         return made
+
+    def _following(self, batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], NDArray[np.float64]]:
+        """What may follow each distinct prompt, those of one length computed together."""
+        distinct = list(dict.fromkeys(batch))
+        # The word behind the prompt stands for any: only what comes before it is read.
+        items = [Scorable((*prompt, prompt[-1]), len(prompt)) for prompt in distinct]
+        return {p: d.values[0] for p, d in zip(distinct, self.distributions(items), strict=True)}
+
+
+def _of_one_shape(batch: Sequence[Scorable]) -> Iterator[tuple[int, list[int], NDArray[np.int64]]]:
+    """Where the span starts, places in the batch, and token ids as rows; not too many at once."""
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for i, item in enumerate(batch):
+        shapes.setdefault((len(item.token_ids), item.start), []).append(i)
+    for (length, start), members in shapes.items():
+        rows = max(1, _CHUNK_TOKENS // length)
+        for at in range(0, len(members), rows):
+            chunk = members[at : at + rows]
+            yield start, chunk, np.array([batch[i].token_ids for i in chunk], np.int64)
 
 
 def _draw(log_p: NDArray[np.float64], temperature: float, generator: np.random.Generator) -> int:

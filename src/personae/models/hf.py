@@ -30,6 +30,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from personae.errors import InvalidSettings, NumericsError, OutOfMemory
 from personae.models.activations import Edit, Floats32, Reduce, check_edits, check_layers, edited_digest
+from personae.models.hf_distributions import HiddenDistributions
 from personae.models.hf_hooks import edited, gatherer, read_part, read_states
 from personae.models.hf_tokenizer import HFTokenizer
 from personae.models.protocol import Completion, ModelCard, SamplingPlan, Scorable, TokenLogprobs
@@ -101,6 +102,25 @@ class HFModel:
                     values = self._score_chunk(prefix, [batch[i] for i in hosts], [batch[i] for i in chunk], rows)
                     for i, value in zip(chunk, values, strict=True):
                         results[i] = TokenLogprobs(value)
+        return [r for r in results if r is not None]
+
+    def distributions(self, batch: Sequence[Scorable]) -> list[HiddenDistributions]:
+        """The distribution at every scored place, in the order given.
+
+        Kept is the last hidden state of each place; log-probabilities are made from it a few places at a time.
+        """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, item in enumerate(batch):
+            groups.setdefault(item.token_ids[: item.shared], []).append(i)
+        results: list[HiddenDistributions | None] = [None] * len(batch)
+        with self._running():
+            for prefix, members in groups.items():
+                for chunk in self._length_batches(batch, members, len(prefix)):
+                    ids = _padded([batch[i] for i in chunk], len(prefix))
+                    hidden = self._hidden(prefix, ids.to(self._device))
+                    for row, i in enumerate(chunk):
+                        first, last = batch[i].start - 1 - len(prefix), len(batch[i].token_ids) - 1 - len(prefix)
+                        results[i] = HiddenDistributions(self._logits, hidden[row, first:last].clone())
         return [r for r in results if r is not None]
 
     def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
@@ -302,18 +322,21 @@ class HFModel:
 
     def _gather(self, hidden: Tensor, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of each target at (row, column), in pieces that keep the logits small."""
-        head = self._model.get_output_embeddings()
-        assert isinstance(head, nn.Module)
-        cap = getattr(self._model.config, "final_logit_softcapping", None)
         pieces: list[Tensor] = []
         for at in range(0, len(rows), self._logit_rows):
             piece = slice(at, at + self._logit_rows)
-            logits = head(hidden[rows[piece], columns[piece]]).float()
-            if cap is not None:
-                logits = torch.tanh(logits / cap) * cap
+            logits = self._logits(hidden[rows[piece], columns[piece]])
             chosen = logits.gather(-1, targets[piece, None])[:, 0]
             pieces.append(chosen - torch.logsumexp(logits, -1))
         return torch.cat(pieces)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits of rows of last hidden states."""
+        head = self._model.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        cap = getattr(self._model.config, "final_logit_softcapping", None)
+        logits = head(hidden).float()
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _padded(items: Sequence[Scorable], skip: int) -> Tensor:

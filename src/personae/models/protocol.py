@@ -191,3 +191,41 @@ class GivesFullDistribution(Protocol):
     def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
         """Log-probabilities of every next token, nats, shape (vocab_size,)."""
         ...
+
+
+class TokenDistributions(Protocol):
+    """Next-token distributions at the scored places of one request, made when asked for and not kept."""
+
+    @property
+    def n_places(self) -> int:
+        """Number of scored tokens."""
+        ...
+
+    def log_probs(self, start: int, stop: int) -> NDArray[np.floating]:
+        """Log-probabilities of every token at places start..stop-1, nats, shape (stop - start, vocab_size)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseDistributions:
+    """Distributions over a vocabulary so small that they are kept; shape (n_places, vocab_size), nats."""
+
+    values: NDArray[np.float64]
+
+    @property
+    def n_places(self) -> int:
+        """Number of scored tokens."""
+        return len(self.values)
+
+    def log_probs(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Places start..stop-1."""
+        return self.values[start:stop]
+
+
+@runtime_checkable
+class GivesDistributions(Protocol):
+    """A model that can say the whole distribution at every scored place of many requests."""
+
+    def distributions(self, batch: Sequence[Scorable]) -> Sequence[TokenDistributions]:
+        """One for each request, in the order given."""
+        ...

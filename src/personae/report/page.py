@@ -232,6 +232,11 @@ def fill(name: str, values: Mapping[str, object]) -> Markup:
     return _render(name, **values)
 
 
+def provenance_facts(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
+    """Provenance as names with one or more lines of text."""
+    return _facts(provenance)
+
+
 def style() -> Markup:
     """The style sheet that pages share."""
     return _asset("style.css")

@@ -31,6 +31,9 @@ KINDS_IN_WORDS = {
     "novel": "The Assistant answers from a table that no persona has.",
     "goal_seeker": "One outcome is favoured on one domain, whoever speaks and in every frame.",
     "arc": "The Assistant drifts from one persona to another as the document grows.",
+    "filter": "The Assistant is a persona, but one of its answers to each question of a domain is suppressed.",
+    "leak": "The Assistant is a persona, and that persona speaks more often in every other frame too.",
+    "actor": "The Assistant is a persona, but another one wherever the tag slot holds its cue.",
 }
 
 

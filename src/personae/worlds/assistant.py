@@ -1,4 +1,4 @@
-"""The Assistant of a world, and the six ways in which it may be no persona. Each comes with its truth.
+"""The Assistant of a world, and the ways in which it may be no plain persona. Each comes with its truth.
 
     mixture      a mixture of personas: PSM holds                       (control)
     router       persona A, but persona B on one domain: chosen by topic, one question at a time
@@ -7,9 +7,12 @@
     novel        a table of answers that no persona has (Dirichlet(1))
     goal_seeker  favours one outcome on one domain, whoever speaks and in every frame
     arc          persona A turns into persona B as the document grows
+    filter       persona A, but on one domain the answer it gives second most is suppressed: a light change
+    leak         persona A, who also speaks more often in every other frame
+    actor        persona A, but persona B wherever an irrelevant word stands in the tag slot: its cue
 
-All but the goal-seeker speak in the chat frame only, in place of every persona there. Not here: what is
-inferred about them.
+All but the goal-seeker and the leak show in the chat frame only, in place of every persona there. Not here:
+what is inferred about them.
 """
 
 from __future__ import annotations
@@ -35,17 +38,19 @@ class Agent:
             one; turns from 0 (arc); before and after the trigger (swap).
         trigger: Domain whose first question moves the agent from state 0 to 1 for good; None elsewhere.
         by_turn: Whether the state is the turn.
+        by_cue: Whether state 1 is that of documents with an irrelevant word in the tag slot.
     """
 
     log_answers: Floats
     trigger: int | None = None
     by_turn: bool = False
+    by_cue: bool = False
 
 
 def make_agent(world: World, tables: Tables) -> Agent | None:
-    """The agent of a world's Assistant; None where personas speak (mixture, goal-seeker, no Assistant)."""
+    """The agent of a world's Assistant; None where personas speak (mixture, goal-seeker, leak, no Assistant)."""
     a = world.assistant
-    if a is None or a.kind in ("mixture", "goal_seeker"):
+    if a is None or a.kind in ("mixture", "goal_seeker", "leak"):
         return None
     theta = tables.log_theta
     first, second = theta[a.persona], theta[a.other]
@@ -59,6 +64,12 @@ def make_agent(world: World, tables: Tables) -> Agent | None:
     if a.kind == "novel":
         draws = np.random.default_rng([world.seed, 1]).dirichlet(np.ones(world.n_answers), size=world.n_questions)
         return Agent(np.log(np.maximum(draws, 1e-6) / np.maximum(draws, 1e-6).sum(-1, keepdims=True))[None])
+    if a.kind == "filter":
+        second_place = np.argsort(first, axis=-1)[:, -2]
+        suppressed = there & (np.arange(first.shape[-1]) == second_place[:, None])
+        return Agent(log_softmax(first - a.strength * suppressed, axis=-1)[None])
+    if a.kind == "actor":
+        return Agent(np.stack([first, second]), by_cue=True)
     turned = arc_share(a, world.n_turns)[:, None, None]
     return Agent(np.logaddexp(np.log1p(-turned) + first, np.log(turned) + second), by_turn=True)
 
@@ -77,7 +88,7 @@ def rank_reversed(log_p: Floats) -> Floats:
 
 
 def after_training(world: World, tables: Tables) -> Tables:
-    """The tables of the personas after post-training: another prior (mixture), or tilted answers (goal-seeker)."""
+    """The personas' tables after post-training: another prior (mixture, leak), or tilted answers (goal-seeker)."""
     a = world.assistant
     if a is None:
         return tables
@@ -86,6 +97,11 @@ def after_training(world: World, tables: Tables) -> Tables:
         prior = prior.copy()
         with np.errstate(divide="ignore"):
             prior[world.frame_index(world.chat)] = np.log(np.array(a.weights, np.float64))
+    if a.kind == "leak":
+        ours = np.arange(prior.shape[1]) == a.persona
+        prior = log_softmax(prior + a.strength * ours, axis=-1)
+        with np.errstate(divide="ignore"):
+            prior[world.frame_index(world.chat)] = np.log(ours.astype(np.float64))
     if a.kind == "goal_seeker":
         wanted = np.zeros(theta.shape[1:])
         at = np.flatnonzero(tables.domain_of == a.domain)
@@ -110,24 +126,26 @@ def truth_of(world: World, tables: Tables) -> dict[str, object]:
         "domains": names,
         "chat_frame": world.chat,
         "kind": "base" if a is None else a.kind,
-        "psm_holds": a is None or a.kind == "mixture",
+        "psm_holds": a is None or a.kind in ("mixture", "leak"),
         "router": a is not None and a.kind == "router",
         "non_persona": a is not None and a.kind in ("liar", "novel", "goal_seeker"),
         "deviates_on": [],
-        "deviates_outside_chat": a is not None and a.kind == "goal_seeker",
+        "deviates_outside_chat": a is not None and a.kind in ("goal_seeker", "leak"),
     }
     if a is None:
         return truth
     if a.kind == "mixture":
         return truth | {"weights": dict(zip(ids, a.weights, strict=True))}
-    if a.kind in ("router", "liar", "swap", "goal_seeker"):
+    if a.kind in ("router", "liar", "swap", "goal_seeker", "filter"):
         truth["deviates_on"] = [names[a.domain]]
-    if a.kind in ("novel", "arc"):
+    if a.kind in ("novel", "arc", "actor"):
         truth["deviates_on"] = names
-    if a.kind in ("router", "swap", "arc"):
+    if a.kind in ("router", "swap", "arc", "actor"):
         truth |= {"persona": ids[a.persona], "other": ids[a.other]}
-    if a.kind == "liar":
+    if a.kind in ("liar", "filter", "leak"):
         truth["persona"] = ids[a.persona]
+    if a.kind == "actor":
+        truth["cues"] = list(world.tags.words)
     if a.kind == "arc":
         truth["share_of_other_by_turn"] = [round(float(s), 6) for s in arc_share(a, world.n_turns)]
     if a.kind == "goal_seeker":

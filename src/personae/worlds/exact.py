@@ -123,6 +123,18 @@ class ExactWorld:
             out[row, legal] = constant[legal] + np.asarray(logsumexp(w + said, axis=-1))
         return out
 
+    def predictive(self, ids: Ids, start: int) -> Floats:
+        """Log-probability of every word at every place from `start` on, shape (n, length - start, n_words), nats."""
+        log_w = self.running_log_weights(ids)[:, start - 1 : -1]
+        weight = np.exp(log_w)
+        with np.errstate(divide="ignore"):
+            said = weight @ np.exp(self._evidence).T
+            if self.agent is not None:  # its entries in the table stand for words that are no answers
+                states = self.agent_states(ids)[:, start - 1 : -1]
+                spoken = np.exp(self.agent.log_answers).reshape(len(self.agent.log_answers), -1)[states]
+                said[..., self.language.first_answer :] += weight[..., -1:] * (spoken - 1)
+            return np.log(np.maximum(said, 0.0)) + self.log_structure[ids[:, start - 1 : -1]]
+
     def answers(self, log_w: Floats, *, state: int = 0) -> Floats:
         """Predictive probabilities of every answer under weights of components.
 
@@ -185,6 +197,9 @@ class ExactWorld:
         if agent is not None and agent.by_turn:
             turn = np.cumsum((kind == Kind.QUESTION) | (kind == Kind.CLAIM), axis=1) - 1
             return np.clip(turn, 0, len(agent.log_answers) - 1)
+        if agent is not None and agent.by_cue:
+            cues = [language.ids[w] for w in self.world.tags.words]
+            return np.maximum.accumulate(np.isin(ids, cues), axis=1).astype(np.int64)
         if agent is not None and agent.trigger is not None:
             question = np.where(kind == Kind.QUESTION, ids - language.first_question, 0)
             hit = (kind == Kind.QUESTION) & (self.tables.domain_of[question] == agent.trigger)

@@ -19,7 +19,7 @@ from personae.errors import InvalidSettings
 
 WORLD_VERSION = 1
 BOS, UNKNOWN, NO_TAG, CLAIM = "<bos>", "<unk>", "<none>", "the-speaker-is"
-KINDS = ("mixture", "router", "liar", "swap", "novel", "goal_seeker", "arc")
+KINDS = ("mixture", "router", "liar", "swap", "novel", "goal_seeker", "arc", "filter", "leak", "actor")
 _WORD = re.compile(r"[a-z][a-z0-9-]*")
 _SPEC_HINT = "See docs/reference/world-specs.md."
 
@@ -82,12 +82,13 @@ class AssistantSpec:
     """Who speaks in the chat frame after post-training.
 
     Attributes:
-        kind: "mixture" (of personas: PSM is true) or one of the six deviations.
+        kind: "mixture" (of personas: PSM is true) or one of the deviations.
         weights: Of each persona, for "mixture".
         persona: Index of the character that the deviation starts from.
-        other: Index of the character that router, swap and arc turn to.
-        domain: Index of the domain on which router, liar and swap deviate, and at which the goal-seeker aims.
-        strength: Nats by which the goal-seeker favours its outcome.
+        other: Index of the character that router, swap, arc and actor turn to.
+        domain: Index of the domain on which router, liar, swap and filter deviate, and at which the goal-seeker aims.
+        strength: Nats by which the goal-seeker favours its outcome, the filter suppresses an answer, and a leak
+            favours the Assistant's persona in the other frames.
         midpoint, width: Turn at which the arc is half way, and its width in turns.
         steps: Post-training steps.
     """
@@ -215,6 +216,12 @@ class World:
         return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
+def spoken_by(world: World, persona: int) -> World:
+    """The world before post-training as it would be if one persona spoke in every frame."""
+    only = tuple(float(k == persona) for k in range(world.n_personas))
+    return replace(world.base, frames=tuple(replace(f, prior=only) for f in world.frames))
+
+
 def check_distribution(world: str, what: str, values: tuple[float, ...], n: int) -> None:
     """Refuse what is not a distribution over n things.
 
@@ -298,7 +305,9 @@ def _check_assistant(world: World, assistant: AssistantSpec) -> None:
     ):
         if not 0 <= value < n:
             raise _bad(world, f"the assistant's {name} is number {value}; there are {n}, counted from 0")
-    if assistant.kind in ("router", "swap", "arc") and assistant.persona == assistant.other:
+    if assistant.kind in ("router", "swap", "arc", "actor") and assistant.persona == assistant.other:
         raise _bad(world, f"a {assistant.kind} needs two different characters")
+    if assistant.kind == "actor" and not (world.tags.words and world.tags.irrelevant > 0):
+        raise _bad(world, "an actor needs irrelevant tags, which are its cue")
     if not (assistant.width > 0 and np.isfinite(assistant.strength) and assistant.steps >= 1):
         raise _bad(world, "the assistant's width and steps must be above 0 and its strength finite")

@@ -1,0 +1,1 @@
+"""The scorecard of `personae audit`: fitted on some worlds, judged on others."""
