@@ -158,7 +158,8 @@ def vector_json(e: ExtractedVector) -> dict[str, object]:
             "null_95": stable.null_high,
             "p": stable.p,
         },
-        "auroc": {
+        "separation": {
+            "statistic": "correlation of projections with the pole, test questions and paraphrase",
             "value": tested.value,
             "layer": layers[tested.layer],
             "at_best_layer": tested.by_layer[layers.index(e.vector.best_layer)],
@@ -174,11 +175,10 @@ def vector_json(e: ExtractedVector) -> dict[str, object]:
 
 
 def print_vectors(made: list[ExtractedVector], path: Path) -> None:
-    """A line a vector: repeatability, separation, and each null's p; then what did not beat its nulls."""
+    """A line a vector: repeatability and separation, each beside what its nulls reach; then what did not beat them."""
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
-    names = ("vector", "layer", "split-half", "null", "AUROC", "permuted p", "random p", "others", "components", "")
-    for column in names:
+    for column in ("vector", "layer", "halves", "null", "r", "permuted", "random", "others", "parts", ""):
         table.add_column(column, justify="left" if column in ("vector", "") else "right", no_wrap=True)
     for e in made:
         t = e.separation
@@ -187,16 +187,25 @@ def print_vectors(made: list[ExtractedVector], path: Path) -> None:
         table.add_row(
             Text(clean(e.vector.id)),
             str(e.vector.best_layer),
-            f"{e.repeatability.cosine:.3f}",
-            f"{e.repeatability.null_high:.3f}",
+            f"{e.repeatability.cosine:.2f}",
+            f"{e.repeatability.null_high:.2f}",
             f"{t.value:.3f}",
-            f"{by_name['permuted labels'].p:.3g}",
-            f"{by_name['random'].p:.3g}",
-            "-" if others is None else f"≤ {others.high:.3f}",
-            f"≤ {by_name['components'].high:.3f}",
-            "beats its nulls" if t.beats_every_null else "",
+            f"{by_name['permuted labels'].high:.3f}",
+            f"{by_name['random'].high:.3f}",
+            "-" if others is None else f"{others.high:.3f}",
+            f"{by_name['components'].high:.3f}",
+            "*" if t.beats_every_null else "",
         )
     console.print(table)
+    console.print(
+        Text(
+            "halves: cosine of vectors from two halves of the questions, beside the 95 % of permuted labels. r: "
+            "projection against pole on held-out questions and paraphrase, largest over layers, beside the 97.5 % of "
+            "permuted labels and of random directions like the data, and the largest of the other vectors and of the "
+            "principal components. * beats them all.",
+            style="dim",
+        )
+    )
     short = [e for e in made if not e.separation.beats_every_null]
     if short:
         console.print(

@@ -17,6 +17,7 @@ import json
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,9 @@ def _from_gguf(path: Path) -> tuple[tuple[int, ...], Floats32, str]:
 
 def _from_pickle(path: Path, origin: Origin) -> tuple[tuple[int, ...], Floats32, str]:
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the pickle's protocol: what cannot be read is refused below
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             "it holds something other than tensors, which would be run as code when read: refused.",

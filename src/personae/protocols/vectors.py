@@ -2,7 +2,7 @@
 
     material (training, test)  ->  one reading, all layers  ->  vector from training
                                                              ->  layer by split halves of training
-                                                             ->  AUROC on test, with four nulls
+                                                             ->  r with the pole on test, four nulls
 
 Recipes: "prompt" reads the last token of the prompt; "reply" the mean over sampled replies (Chen et al. 2025, arXiv
 2507.21509, with a likelihood instead of a judge); "texts" the mean over given replies without any instruction.
@@ -78,7 +78,8 @@ class ExtractedVector:
     Attributes:
         vector: Made from training only.
         repeatability: Of halves of training.
-        separation: AUROC of the poles of the test, with nulls.
+        separation: Correlation of projections with the pole (+1, -1) on the test, with nulls. Graded, since an AUROC
+            is 1 for most directions at some layer and could beat no null.
         n_training: Items that made it.
         n_test: Items it was judged on.
         note: What a reader should know, or empty.
@@ -244,8 +245,8 @@ def _judged(
     others = [v.values for i, (_, v, _) in enumerate(made) if i != k]
     tested = null_battery(
         Poles(part.training.values, _positive(part.training), part.training.groups),
-        Judged(part.test.values, _positive(part.test).astype(np.float64)),
-        "auroc",
+        Judged(part.test.values, np.where(_positive(part.test), 1.0, -1.0)),
+        "correlation",
         rng=rng,
         others=np.stack(others) if others else None,
         n_permutations=settings.n_permutations,

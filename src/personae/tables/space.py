@@ -194,13 +194,18 @@ class PersonaSpace:
         vectors: Mean activations under each role, shape (n_roles, d_model).
         default: Mean activations without a role, shape (d_model,).
         axis: Shape (d_model,).
-        components: Strongest first.
-        n_for_70: How many components hold 70 % of the variance.
-        split_half: Cosine of axes from two halves of the questions, median over splits; and its 5 % and 95 %.
-        axis_component_cosine: Cosine of the axis with the first component (oriented, so not negative).
-        component_null: 95 % quantile of that cosine for axes of permuted labels.
-        component_p: Share of permuted labels that reach it, (1 + #) / (1 + n).
-        positions: Projection of each role and of the default ("plain") on the unit axis, z-scored over roles.
+        components: Strongest first, at most ten.
+        n_for_70: How many components hold 70 % of the variance of role vectors.
+        split_half: Cosine of axes from two halves of the questions: median over splits, 5 % and 95 %.
+        split_half_null: 95 % quantile of that cosine where the default changed places with a role within each question.
+        first_cosine: Cosine of the axis with the first component (oriented, so not negative).
+        first_null_roles: Largest such cosine of "axes" that take a role for the default: how special the default is.
+        first_p: (1 + #{roles that reach it}) / (1 + n_roles).
+        first_null_random: 95 % quantile of such cosines of random directions with the covariance of role vectors.
+        positions: Projection of each role on the unit axis, in standard deviations over roles from their mean.
+        default_position: Likewise of the default; positive by the direction of the axis.
+        map: Coordinates of roles on the first two components, in standard deviations, shape (n_roles, 2).
+        default_map: Likewise of the default, shape (2,).
         origin: The model.
     """
 
@@ -213,8 +218,40 @@ class PersonaSpace:
     components: tuple[Component, ...]
     n_for_70: int
     split_half: tuple[float, float, float]
-    axis_component_cosine: float
-    component_null: float
-    component_p: float
-    positions: Mapping[str, float]
+    split_half_null: float
+    first_cosine: float
+    first_null_roles: float
+    first_p: float
+    first_null_random: float
+    positions: tuple[float, ...]
+    default_position: float
+    map: Floats
+    default_map: Floats
     origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceComparison:
+    """Two models' spaces of the same roles. Coordinates differ, so only what roles are to each other is compared.
+
+    Attributes:
+        models: Their names.
+        layers: 0-based block of each.
+        geometry: Spearman correlation of the cosines between pairs of centred role vectors.
+        geometry_p: Share of permutations of role names that reach it, (1 + #) / (1 + n).
+        positions: Pearson correlation of roles' positions on the two axes.
+        positions_p: Likewise.
+        loadings: Absolute correlation of the loadings on the two first components.
+        loadings_p: Likewise.
+        axis_cosine: Cosine of the two axes where both models have one width and tokenizer; else None.
+    """
+
+    models: tuple[str, str]
+    layers: tuple[int, int]
+    geometry: float
+    geometry_p: float
+    positions: float
+    positions_p: float
+    loadings: float
+    loadings_p: float
+    axis_cosine: float | None

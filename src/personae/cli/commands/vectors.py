@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from personae.cli import vectors_extract, vectors_files
+from personae.cli import vectors_extract, vectors_files, vectors_space, vectors_steer
 
 NAME = "vectors"
 
@@ -14,6 +14,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("extract")(vectors_extract.extract)
+app.command("steer")(vectors_steer.steer)
+app.command("space")(vectors_space.space)
 app.command("show")(vectors_files.show)
 app.command("compare")(vectors_files.compare)
 app.command("export")(vectors_files.export)
