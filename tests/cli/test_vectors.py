@@ -289,7 +289,7 @@ def test_space_maps_roles_and_compares_models(vectors, model_folder: Path, tmp_p
     assert same["axis_cosine"] == pytest.approx(1)
     axis = load_vectors(Path(outcome.json["files"][0]))["assistant_axis"]
     assert axis.quantiles is not None
-    assert axis.positive.startswith("the model without instruction")
+    assert axis.positive.startswith("the model as it is")
     page = Path(outcome.json["report"]).read_text()
     assert page.count("<svg") == 4
     assert "the model as it is" in page

@@ -15,14 +15,23 @@ from personae.domain.persona import PLAIN, Cast, Persona
 from personae.inference.persona_space import persona_space
 from personae.instruments.reading import Reading, question, read_all
 from personae.models.activations import EditableModel, check_layers
+from personae.models.protocol import KnowsPhrases
 from personae.models.rendering import Renderer
 from personae.protocols.vector_material import Questions
 from personae.protocols.vectors import with_population
 from personae.tables.activations import Activations
 from personae.tables.space import PersonaSpace, PersonaVector
 
+# The default is the model without instruction and under these, after Lu et al. 2026: an axis from instructions to none
+# would be one of formats.
+GENERIC = (
+    "You are an AI assistant.",
+    "You are a large language model.",
+    "Answer as yourself.",
+    "Reply to the person as you usually do.",
+)
 AXIS = "assistant_axis"
-AXIS_MEANING = "the model without instruction (against the mean of roles)"
+AXIS_MEANING = "the model as it is (against the mean of roles)"
 
 
 def read_roles(
@@ -35,7 +44,7 @@ def read_roles(
     poles: bool = False,
     advance: Callable[[int], None] = lambda _n: None,
 ) -> Activations:
-    """Activations of every role of a cast and of the model without one.
+    """Activations of every role of a cast, and of the model as it is: without instruction and under generic ones.
 
     Args:
         model: Read from.
@@ -47,9 +56,11 @@ def read_roles(
         advance: Told of items read.
     """
     personas = [*cast.roles, *([p for t in cast.traits for p in (t.pos, t.neg) if p.instructions] if poles else [])]
+    closed = isinstance(model.tokenizer, KnowsPhrases) and model.tokenizer.phrases is not None
+    defaults = (Persona(PLAIN, ()), *(() if closed else (Persona(PLAIN, GENERIC),)))
     readings = [
-        Reading(f"{persona.id}|{k}|{q}", persona.id, q, frame, question(q, questions.any_reply))
-        for persona in (*personas, Persona(PLAIN, ()))
+        Reading(f"{persona.id}|{len(persona.instructions)}|{k}|{q}", persona.id, q, frame, question(q, questions.any_reply))
+        for persona in (*personas, *defaults)
         for k, frame in enumerate(renderer.frames(persona))
         for q in (*questions.training, *questions.test)
     ]
@@ -87,7 +98,7 @@ def axis_vector(activations: Activations, layer: int) -> PersonaVector:
 
 
 def role_vectors(activations: Activations, layer: int) -> dict[str, PersonaVector]:
-    """Each role less the model without one, at every layer read."""
+    """Each role less the model as it is, at every layer read."""
     of = np.array(activations.labels)
     plain = activations.values[of == PLAIN].astype(np.float64).mean(axis=0)
     axis = axis_vector(activations, layer)
