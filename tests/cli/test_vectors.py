@@ -301,3 +301,59 @@ def test_a_closed_form_has_no_activations(personae, cast_file: Path) -> None:
     outcome = personae("vectors", "extract", "--model", "world:tiny/exact", "--cast", cast_file)
     assert outcome.status == 2
     assert "has no activations" in outcome.err
+
+
+def test_monitor_raises_alarms_for_replies_unlike_ordinary_ones(
+    personae, extracted, reference_file: Path, data_file: Path, model_folder: Path, tmp_path: Path, write
+) -> None:
+    common = ("--model", model_folder, "--reference", reference_file, "--json", "--quiet")
+    same = personae(
+        "vectors", "monitor", reference_file, *common, "--vector", "rude", "--false-alarms", "0.05", "--tokens"
+    )
+    assert same.status == 0, same.err
+    found = same.json
+    assert found["n_turns"] == 50
+    assert len(found["alarms"]) <= 8, "ordinary replies against themselves"
+    assert 0 <= found["reference_rate"] <= 0.2
+    assert found["overhead"] >= 0
+    folder = Path(found["run"])
+    turns, tokens = (pq.read_table(folder / f"{name}.parquet").to_pydict() for name in ("turns", "tokens"))
+    assert len(turns["z"]) == 50
+    assert np.mean(turns["z"]) == pytest.approx(0, abs=1e-6)
+    # A reply's projection is the mean of its tokens'.
+    first = [p for p, e in zip(tokens["projection"], tokens["episode"], strict=True) if e == turns["episode"][0]]
+    assert np.mean(first) == pytest.approx(turns["projection"][0], rel=1e-3, abs=1e-4)
+    # Unlike replies lie on one side: either a direction or its opposite must raise alarms, and not both.
+    rows = write(tmp_path / "odd.jsonl", [{"prompt": "Hi?", "completion": "zq zq zq zq !! " * 3}] * 3)
+    both = [
+        personae("vectors", "monitor", rows, *common, "--layer", "1", f"--vector={v}", "--false-alarms", "0.05").json
+        for v in ("rude", "-1 * rude")
+    ]
+    assert sorted(len(b["alarms"]) for b in both) in ([0, 0], [0, 3])
+    for bad, says in (("0", "must lie above 0"), ("0.9", "must lie above 0")):
+        assert says in personae("vectors", "monitor", rows, *common, "--vector", "rude", "--false-alarms", bad).err
+
+
+def test_identical_checkpoints_do_not_differ_and_a_moved_one_does(
+    personae, extracted, own_model: Path, model_folder: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    same = personae("vectors", "diff", model_folder, model_folder, "--json", "--quiet")
+    assert same.status == 0, same.err
+    assert same.json["identical"]
+    assert all(
+        c["size"] == c["outside"] == 0 and not any(t["cosine"] for t in c["traits"]) for c in same.json["layers"]
+    )
+    # Every token's embedding is moved along the vector: something changes, and the page says how much of it is named.
+    vector = load_vectors(Path(extracted["file"]))["rude"]
+    weights = load_file(own_model / "model.safetensors")
+    weights["model.embed_tokens.weight"] += 3 * torch.from_numpy(vector.unit(0).copy())
+    save_file(weights, own_model / "model.safetensors", metadata={"format": "pt"})
+    moved = personae("vectors", "diff", model_folder, own_model, "--json", "--quiet", "--layers", "0").json
+    assert not moved["identical"]
+    change = moved["layers"][0]
+    assert change["size"] > 0.05
+    assert {t["vector"] for t in change["traits"]} == {"rude", "terse", "pirate"}
+    assert 0 < change["outside"] < 1
+    assert "no vectors" in personae("vectors", "diff", own_model, own_model).err

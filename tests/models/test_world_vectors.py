@@ -73,8 +73,8 @@ def test_beliefs_are_linear_and_moving_them_moves_the_answers(
     assert probe.r2 >= 0.9
     assert probe.selectivity >= 0.8
     slope = causal_slope(tiny, exact, states, probe, layer, np.random.default_rng(2))
-    assert slope.pattern > 0.5, slope
-    assert slope.random < slope.pattern / 4
+    assert slope.slope > 0.5, slope
+    assert slope.random < slope.slope / 2
     assert list(slope.moved) == sorted(slope.moved), "more of the belief, more of the answers"
 
 

@@ -59,7 +59,9 @@ def read_roles(
     closed = isinstance(model.tokenizer, KnowsPhrases) and model.tokenizer.phrases is not None
     defaults = (Persona(PLAIN, ()), *(() if closed else (Persona(PLAIN, GENERIC),)))
     readings = [
-        Reading(f"{persona.id}|{len(persona.instructions)}|{k}|{q}", persona.id, q, frame, question(q, questions.any_reply))
+        Reading(
+            f"{persona.id}|{len(persona.instructions)}|{k}|{q}", persona.id, q, frame, question(q, questions.any_reply)
+        )
         for persona in (*personas, *defaults)
         for k, frame in enumerate(renderer.frames(persona))
         for q in (*questions.training, *questions.test)

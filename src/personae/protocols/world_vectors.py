@@ -3,8 +3,8 @@
     planted     documents of malicious and of benign speakers -> direction -> does it tell the exact log-odds of malice
                 in other documents, beyond its nulls? With labels shuffled, is p uniform?
     belief      ridge probe of the exact log-odds, with permuted personas for selectivity
-    causal      moving the stream by what the probe calls delta nats: by how much do the model's answers move the
-                persona that they speak for? slope of read-out log-odds on delta
+    causal      moving the stream as delta nats of belief move it: by how much do the model's answers move the persona
+                that they speak for? slope of read-out log-odds on delta
     capping     least projection under a floor; bits of positions above it
 
 Traits are the world's first. Not here: worlds (`worlds`), what is accepted (tests and benchmarks).
@@ -29,7 +29,9 @@ from personae.worlds.sampling import sample_documents
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
+# Of a trait's mass: what answers can show. A belief surer than this changes no answer, so no model is bound to keep it.
 _CLIP = 0.003
+_OPEN = 3.0  # nats; where states are regressed on beliefs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,13 +42,15 @@ class WorldStates:
         ids: Shape (n_documents, length).
         malicious: Whether the speaker has the first trait's positive pole, shape (n_documents,).
         values: States at questions, shape (n_documents, n_turns, n_layers, d_model).
-        log_weights: Exact posterior there, nats, shape (n_documents, n_turns, n_personas).
-        log_odds: Of the first trait there, nats, shape (n_documents, n_turns).
+        questions: Which question stands there, shape (n_documents, n_turns).
+        log_weights: Exact posterior there with a lapse of 0.003 to uniform, nats, (n_documents, n_turns, n_personas).
+        log_odds: Of the first trait under it, nats, shape (n_documents, n_turns).
     """
 
     ids: Ids
     malicious: NDArray[np.bool_]
     values: NDArray[np.float32]
+    questions: Ids
     log_weights: Floats
     log_odds: Floats
 
@@ -63,10 +67,11 @@ def world_states(model: EditableModel, exact: ExactWorld, n: int, rng: np.random
     made = sample_documents(exact, n, rng)
     read = model.read([Scorable(tuple(row.tolist()), 1) for row in made.ids], reduce="tokens")
     values = np.stack(read)[:, :, 2::2].transpose(0, 2, 1, 3)  # position p stands at p - 1; questions at 3, 5, ...
-    weights = exact.running_log_weights(made.ids)[:, 3::2]
-    mass = np.clip(trait_mass(exact, np.exp(weights))[..., 0], 1e-6, 1 - 1e-6)
+    exactly = np.exp(exact.running_log_weights(made.ids)[:, 3::2])
+    weights = (1 - _CLIP) * exactly + _CLIP / exactly.shape[-1]
     malicious = exact.world.signs[made.speaker, 0] > 0
-    return WorldStates(made.ids, malicious, values, weights, logit(mass))
+    log_odds = logit(trait_mass(exact, weights)[..., 0])
+    return WorldStates(made.ids, malicious, values, made.ids[:, 3::2], np.log(weights), log_odds)
 
 
 def planted_direction(
@@ -112,22 +117,40 @@ def belief_probe(states: WorldStates, exact: ExactWorld, layer: int, *, seed: in
 
 @dataclass(frozen=True, slots=True)
 class CausalSlope:
-    """What moving along a probe does to the answers.
+    """What moving along a belief's direction does to the answers.
 
     Attributes:
-        pattern: Slope of read-out log-odds on the probe's delta, moving along the probe's pattern: the direction in
-            which states move when the belief does, S w / (w' S w) (Haufe et al. 2014).
-        weights: The same, moving along the probe's weights w / |w|^2, which states hardly ever do.
-        random: Largest size of slope over random directions, moved as far as the pattern.
+        slope: Of read-out log-odds on delta, where the stream is moved as delta nats of exact belief move it.
+        by_probe: The same per nat that the probe reads off the move.
+        weights: Per nat of the probe, moving along its weights w / |w|^2 instead: a direction that reads well and in
+            which states hardly ever move.
+        random: Largest size of slope over random directions of the same length.
         deltas: Nats moved.
-        moved: Mean change of read-out log-odds along the pattern, nats.
+        moved: Mean change of read-out log-odds at each, nats.
     """
 
-    pattern: float
+    slope: float
+    by_probe: float
     weights: float
     random: float
     deltas: tuple[float, ...]
     moved: tuple[float, ...]
+
+
+def belief_direction(states: WorldStates, layer: int) -> Floats:
+    """How the stream moves per nat of belief: regression on the exact log-odds within a question, where they are open.
+
+    This is the pattern of the belief, not the weights of a probe (Haufe et al. 2014, NeuroImage 87).
+    """
+    h = states.values[:, :, layer].reshape(-1, states.values.shape[-1]).astype(np.float64)
+    belief, asked = states.log_odds.ravel(), states.questions.ravel()
+    keep = np.abs(belief) < _OPEN
+    h, belief = h[keep], belief[keep]
+    index = np.unique(asked[keep], return_inverse=True)[1]
+    member = np.eye(index.max() + 1)[index]
+    share = member / member.sum(axis=0)
+    h, belief = h - member @ (share.T @ h), belief - member @ (share.T @ belief)
+    return belief @ h / (belief @ belief)
 
 
 def causal_slope(
@@ -142,16 +165,13 @@ def causal_slope(
     n_contexts: int = 24,
     n_random: int = 3,
 ) -> CausalSlope:
-    """Move the stream along the probe and read out who the answers speak for.
+    """Move the stream along the belief and read out who the answers speak for.
 
     Contexts are beginnings of documents whose exact belief is not yet sure, so that it can move both ways.
     """
     contexts = _open_contexts(states, n_contexts)
     base = _read_out_log_odds(model, exact, contexts)
-    flat = states.values[:, :, layer].reshape(-1, states.values.shape[-1]).astype(np.float64)
-    w = probe.direction
-    covered = np.cov(flat, rowvar=False) @ w
-    pattern, steepest = covered / (w @ covered), w / (w @ w)
+    w, pattern = probe.direction, belief_direction(states, layer)
 
     def moved(vector: Floats) -> Floats:
         found = []
@@ -163,9 +183,11 @@ def causal_slope(
     along = moved(pattern)
     drawn = rng.standard_normal((n_random, len(w)))
     drawn *= np.linalg.norm(pattern) / np.linalg.norm(drawn, axis=1, keepdims=True)
+    slope = _slope(deltas, along)
     return CausalSlope(
-        _slope(deltas, along),
-        _slope(deltas, moved(steepest)),
+        slope,
+        slope / float(w @ pattern),
+        _slope(deltas, moved(w / (w @ w))),
         max(abs(_slope(deltas, moved(v))) for v in drawn),
         tuple(deltas),
         tuple(float(v) for v in along),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from personae.cli import vectors_extract, vectors_files, vectors_space, vectors_steer
+from personae.cli import vectors_extract, vectors_files, vectors_space, vectors_steer, vectors_watch
 
 NAME = "vectors"
 
@@ -16,6 +16,8 @@ app = typer.Typer(
 app.command("extract")(vectors_extract.extract)
 app.command("steer")(vectors_steer.steer)
 app.command("space")(vectors_space.space)
+app.command("monitor")(vectors_watch.monitor)
+app.command("diff")(vectors_watch.diff)
 app.command("show")(vectors_files.show)
 app.command("compare")(vectors_files.compare)
 app.command("export")(vectors_files.export)
