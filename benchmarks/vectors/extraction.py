@@ -73,6 +73,8 @@ def of_transformers(folder: str, tool: str) -> Callable[[], np.ndarray]:
         for text in instructions
     ]
     if tool == "repeng":
+        # repeng 0.4.0 was written for NumPy 1 and asks for this name when it is imported.
+        vars(np)["float_"] = np.float64
         from repeng import ControlModel, ControlVector, DatasetEntry
 
         wrapped = ControlModel(model, list(range(model.config.num_hidden_layers)))

@@ -11,8 +11,10 @@ residual stream, in total: over several layers it is shared evenly. LAYERS are 0
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -164,3 +166,24 @@ def _number(text: str, whole: str, option: str) -> float:
     if not math.isfinite(value):
         raise InvalidSettings(f"{option} '{whole}': the size must be finite.")
     return value
+
+
+def while_training(edits: Sequence[Edit]) -> Callable[[Any], AbstractContextManager[None]]:
+    """Preventative steering: edits in force during training steps and gone after.
+
+    Steering *towards* a trait while training on data that would teach it leaves the weights less to learn of it (Chen
+    et al. 2025, arXiv 2507.21509, section 5). Gradients flow through the edits.
+
+    Args:
+        edits: Checked against the model (`models.activations.check_edits`).
+
+    Returns:
+        From a transformers module (also one with adapters) to the context in which a training step runs.
+    """
+
+    def during(module: Any) -> AbstractContextManager[None]:
+        from personae.models.hf_hooks import edited  # torch is loaded by then
+
+        return edited(module, edits)
+
+    return during
