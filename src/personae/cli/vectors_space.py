@@ -165,7 +165,7 @@ def space_json(s: PersonaSpace) -> dict[str, object]:
         "layer": s.layer,
         "n_roles": len(s.roles),
         "axis": {
-            "positive": "the model without instruction",
+            "positive": "the model as it is",
             "split_half": {"cosine": s.split_half[0], "range": list(s.split_half[1:]), "null_95": s.split_half_null},
             "first_component": {
                 "cosine": s.first_cosine,
@@ -194,7 +194,7 @@ def _print(spaces: list[PersonaSpace], compared: SpaceComparison | None, report:
             f"Assistant axis: halves of the questions agree to {s.split_half[0]:.3f} (labels mixed: "
             f"{s.split_half_null:.3f}); cosine with the first component {s.first_cosine:.2f}, {beats} (largest "
             f"{s.first_null_roles:.2f}; random directions {s.first_null_random:.2f}).",
-            f"The model without instruction lies {s.default_position:+.1f} standard deviations along it. Next to it: "
+            f"The model as it is lies {s.default_position:+.1f} standard deviations along it. Next to it: "
             f"{ends[0]}. At the far end: {ends[1]}.",
         )
         console.print(Text("\n".join(lines) + "\n"))

@@ -1,7 +1,7 @@
 """The space that roles span, the Assistant axis in it, and what both are worth.
 
     centred roles   r_k - mean_k r_k               components of their covariance, strongest first
-    axis            default - mean_k r_k           positive end: the model without instruction
+    axis            default - mean_k r_k           positive end: the model as it is
 
 (Lu et al. 2026, arXiv 2601.10387, "The Assistant Axis".) Nulls: halves of the questions for the axis; for its angle
 with the first component, every role in the default's place (is the default more special than a role?) and random

@@ -185,7 +185,7 @@ class PersonaSpace:
 
         axis = mean(default) - mean over roles of mean(role)            (Lu et al. 2026, arXiv 2601.10387)
 
-    so that the positive end is the Assistant as it is without instruction.
+    so that the positive end is the model as it is.
 
     Attributes:
         roles: Ids of the characters.
