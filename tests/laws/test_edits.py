@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from personae.errors import InvalidSettings, MissingCapability, NumericsError
+from personae.instruments.steering import while_training
 from personae.models.activations import (
     Capping,
     Edit,
@@ -27,6 +30,7 @@ from personae.models.laws import check_laws
 from personae.models.protocol import Scorable
 from personae.worlds.reading import read_world, shipped_worlds
 
+IDS = list(range(5, 25))
 EDIT_LAWS = {"reading", "null edits", "edits"}
 
 
@@ -225,3 +229,24 @@ def test_a_closed_form_says_that_it_has_no_activations() -> None:
     model = ExactModel(read_world(sorted(shipped_worlds())[0]), "world:x/exact")
     with pytest.raises(MissingCapability, match="no activations"):
         require_activations(model)
+
+
+def test_gradients_flow_through_edits_and_training_moves_against_them(tiny_folders: dict[str, Path]) -> None:
+    """Preventative steering: with the push in place the same data ask less of the weights along it."""
+    from transformers import AutoModelForCausalLM
+
+    module = AutoModelForCausalLM.from_pretrained(tiny_folders["llama"], dtype=torch.float32).train()
+    v = np.random.default_rng(0).normal(size=32).astype(np.float32)
+    ids = torch.tensor([IDS])
+
+    def gradient() -> torch.Tensor:
+        module.zero_grad()
+        module(input_ids=ids, labels=ids).loss.backward()
+        return module.get_input_embeddings().weight.grad.clone()
+
+    plain = gradient()
+    with while_training([Steering(0, v, 1.0)])(module):
+        pushed = gradient()
+    assert torch.isfinite(pushed).all()
+    assert not torch.allclose(plain, pushed), "the push is part of what is differentiated"
+    assert torch.equal(gradient(), plain), "and gone after"

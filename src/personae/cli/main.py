@@ -25,6 +25,7 @@ from personae.cli.commands import (
     screen,
     train,
     validate,
+    vectors,
     verify,
     world,
 )
@@ -59,6 +60,7 @@ for _command in (
 ):
     app.command(_command.NAME)(_command.command)
 app.add_typer(world.app, name=world.NAME)
+app.add_typer(vectors.app, name=vectors.NAME)
 
 
 def main() -> None:

@@ -30,3 +30,17 @@ Truncate = Annotated[bool, typer.Option("--truncate", help="Cut replies that exc
 SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Go on without rows that cannot be read; they are counted.")
 ]
+Steer = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steer", help="Steer the model: 'contemptuous:-1.5@12-18' (residual norms, 0-based layers); repeatable."
+    ),
+]
+Cap = Annotated[
+    list[str] | None,
+    typer.Option("--cap", help="Floor a projection: 'assistant_axis:p25' or 'NAME:NUMBER@LAYERS'; repeatable."),
+]
+Vectors = Annotated[
+    list[str] | None,
+    typer.Option("--vectors", help="Vector files for --steer and --cap. Default: those extracted from the model."),
+]

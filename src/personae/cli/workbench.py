@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from personae.cli.edits import EditNames, edited_model, parse_edits
 from personae.domain.persona import Cast
 from personae.errors import InvalidSettings
 from personae.files.casts import built_in_casts, load_casts
@@ -49,6 +50,9 @@ class ScoringSettings:
     dtype: str = "float32"
     truncate: bool = False
     skip_bad_rows: bool = False
+    steer: tuple[str, ...] = ()
+    cap: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for `run.json`."""
@@ -75,10 +79,12 @@ class Workbench:
     store: EvidenceStore
     scoring: Scoring
     space: str
+    views: ExitStack  # keeps a steered view of the model open as long as the workbench lives
 
 
 def read_inputs(settings: ScoringSettings) -> Inputs:
     """Cast and episodes, checked; refuses bad input before anything dear happens."""
+    parse_edits(EditNames(settings.steer, settings.cap, settings.vectors))
     cast = whole = load_casts(settings.cast)
     if settings.only is not None:
         chosen = [n.strip() for n in settings.only.split(",") if n.strip()]
@@ -114,16 +120,25 @@ def open_workbench(settings: ScoringSettings) -> Workbench:
     """Load the settings' model, saying so, and open its store."""
     resolve(settings.model)  # an unknown name is told before the message
     say(f"Loading {settings.model} …", quiet=settings.quiet)
-    return open_model(settings.model, device=settings.device, dtype=settings.dtype, truncate=settings.truncate)
+    return open_model(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        truncate=settings.truncate,
+        edits=EditNames(settings.steer, settings.cap, settings.vectors),
+    )
 
 
-def open_model(name: str, *, device: str = "auto", dtype: str = "float32", truncate: bool = False) -> Workbench:
-    """Load a model and open its store."""
-    model = load_model(name, device=device, dtype=dtype)
+def open_model(
+    name: str, *, device: str = "auto", dtype: str = "float32", truncate: bool = False, edits: EditNames = EditNames()
+) -> Workbench:
+    """Load a model, edited where asked, and open its store."""
+    loaded, views = load_model(name, device=device, dtype=dtype), ExitStack()
+    model = views.enter_context(edited_model(loaded, edits))
     renderer = Renderer(model.tokenizer, context_length=model.card.context_length, truncate=truncate)
     space = space_of(model.card)
     store = EvidenceStore(home() / "evidence", space)
-    return Workbench(model, renderer, store, Scoring(model, renderer, store), space)
+    return Workbench(model, renderer, store, Scoring(model, renderer, store), space, views)
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def ledger(screening: Screening) -> Markup:
 
 def making(screening: Screening) -> Markup:
     """How the numbers were made, and what they cannot say."""
-    return _render("making", s=screening, unit=UNIT, facts=_facts(screening.provenance))
+    return _render("making", s=screening, unit=UNIT, facts=facts(screening.provenance))
 
 
 SECTIONS: tuple[Callable[[Screening], Markup], ...] = (header, traits, training, posterior, telling, ledger, making)
@@ -156,7 +156,7 @@ def _shade(token: str, nats: float) -> str:
     return f"{shade} br".strip() if "\n" in token else shade
 
 
-def _facts(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
+def facts(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
     """Provenance as names with one or more lines of text."""
     return [(name.replace("_", " "), _lines(value)) for name, value in provenance.items()]
 

@@ -40,6 +40,9 @@ def command(
     turns: opt.Turns = "last",
     limit: opt.Limit = None,
     skip_bad_rows: opt.SkipBadRows = False,
+    steer: opt.Steer = None,
+    cap: opt.Cap = None,
+    vectors: opt.Vectors = None,
     truncate: opt.Truncate = False,
     out: opt.Out = None,
     seed: opt.Seed = 0,
@@ -66,6 +69,9 @@ def command(
             dtype,
             truncate,
             skip_bad_rows,
+            tuple(steer or ()),
+            tuple(cap or ()),
+            tuple(vectors or ()),
             tokens,
         )
     )
