@@ -9,21 +9,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
 from personae.domain.persona import Cast
-from personae.errors import InvalidSettings
+from personae.errors import InvalidSettings, PersonaeError
 from personae.files.casts import built_in_casts, load_casts
 from personae.files.episodes import EpisodeSet, read_episodes
 from personae.instruments.scoring import Scoring, Work, space_of
+from personae.instruments.workers import Loader, PooledModel
 from personae.models.catalogue import DEFAULT_MODEL, home, resolve
 from personae.models.load import load_model
 from personae.models.protocol import LanguageModel
 from personae.models.rendering import Renderer
 from personae.report.text import clean
+from personae.running.executor import Executor, SerialExecutor, make_executor
 from personae.running.progress import progress_bar
 from personae.running.store import EvidenceStore
 
@@ -49,6 +51,12 @@ class ScoringSettings:
     dtype: str = "float32"
     truncate: bool = False
     skip_bad_rows: bool = False
+    _: KW_ONLY
+    executor: str = "serial"
+    workers: int | None = None
+    address: str | None = None
+    gpus_per_worker: float = 0.0
+    tokenizer: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for `run.json`."""
@@ -75,6 +83,11 @@ class Workbench:
     store: EvidenceStore
     scoring: Scoring
     space: str
+    executor: Executor = field(default_factory=SerialExecutor)
+
+    def close(self) -> None:
+        """Let the workers go."""
+        self.executor.close()
 
 
 def read_inputs(settings: ScoringSettings) -> Inputs:
@@ -111,19 +124,65 @@ def read_inputs(settings: ScoringSettings) -> Inputs:
 
 
 def open_workbench(settings: ScoringSettings) -> Workbench:
-    """Load the settings' model, saying so, and open its store."""
-    resolve(settings.model)  # an unknown name is told before the message
-    say(f"Loading {settings.model} …", quiet=settings.quiet)
-    return open_model(settings.model, device=settings.device, dtype=settings.dtype, truncate=settings.truncate)
+    """Load the settings' model, saying so, and open its store; with an executor, where its workers are."""
+    source = resolve(settings.model)  # an unknown name is told before the message
+    if settings.executor != "serial" and source.kind == "server":
+        raise InvalidSettings(
+            f"'{settings.model}' is a server, which spreads its own work; --executor {settings.executor} is for models "
+            "that personae loads.",
+            hint="--workers N sets how many requests a server gets at once.",
+        )
+    if source.kind == "server":
+        say(f"Asking {settings.model} …", quiet=settings.quiet)
+        return open_model(
+            settings.model,
+            dtype=settings.dtype,
+            truncate=settings.truncate,
+            tokenizer=settings.tokenizer,
+            workers=settings.workers,
+        )
+    executor = make_executor(
+        settings.executor,
+        workers=settings.workers,
+        address=settings.address,
+        gpus_per_worker=settings.gpus_per_worker,
+    )
+    where = "" if executor.n_workers == 1 else f" in {executor.n_workers} workers"
+    say(f"Loading {settings.model}{where} …", quiet=settings.quiet)
+    return open_model(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        truncate=settings.truncate,
+        executor=executor,
+        tokenizer=settings.tokenizer,
+    )
 
 
-def open_model(name: str, *, device: str = "auto", dtype: str = "float32", truncate: bool = False) -> Workbench:
-    """Load a model and open its store."""
-    model = load_model(name, device=device, dtype=dtype)
-    renderer = Renderer(model.tokenizer, context_length=model.card.context_length, truncate=truncate)
-    space = space_of(model.card)
-    store = EvidenceStore(home() / "evidence", space)
-    return Workbench(model, renderer, store, Scoring(model, renderer, store), space)
+def open_model(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    truncate: bool = False,
+    executor: Executor | None = None,
+    tokenizer: str | None = None,
+    workers: int | None = None,
+) -> Workbench:
+    """Load a model, here or in an executor's workers, and open its store."""
+    chosen = executor or SerialExecutor()
+    try:
+        if isinstance(chosen, SerialExecutor):
+            model = load_model(name, device=device, dtype=dtype, tokenizer=tokenizer, workers=workers)
+        else:
+            model = PooledModel(Loader(name, device, dtype), chosen)
+        renderer = Renderer(model.tokenizer, context_length=model.card.context_length, truncate=truncate)
+        space = space_of(model.card)
+        store = EvidenceStore(home() / "evidence", space)
+    except PersonaeError:
+        chosen.close()
+        raise
+    return Workbench(model, renderer, store, Scoring(model, renderer, store), space, chosen)
 
 
 @contextmanager

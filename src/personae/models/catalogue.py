@@ -7,6 +7,7 @@ Not here: reading weights (`models.hf_load`). Nothing in this file loads torch, 
     FOLDER                  a Hugging Face folder          FILE.gguf   a GGUF file
     owner/name              a hub id (only when no such folder exists)
     world:NAME[/base][/exact]   a world: its trained model (/base: before post-training), or its closed form
+    http://HOST:PORT/v1#NAME    a model of an OpenAI-compatible server
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class ModelSource:
 
     Attributes:
         name: As the user wrote it.
-        kind: "embedded", "folder", "gguf", "hub", "world" (a trained one) or "exact" (a closed form).
-        path: The folder or file; for "embedded" the first part, for "hub" and "exact" None.
+        kind: "embedded", "folder", "gguf", "hub", "world" (a trained one), "exact" (a closed form) or "server".
+        path: The folder or file; for "embedded" the first part, for "hub", "exact" and "server" None.
         world: What a "world" or "exact" model is a model of.
     """
 
@@ -117,6 +118,8 @@ def resolve(name: str) -> ModelSource:
         return ModelSource(name, "embedded", files[0], EMBEDDED[name])
     if name.startswith("world:"):
         return _resolve_world(name)
+    if name.startswith(("http://", "https://")):
+        return ModelSource(name, "server", None)
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -132,7 +135,7 @@ def resolve(name: str) -> ModelSource:
     if "://" in name or scheme in ("vllm", "ray"):
         raise MissingCapability(
             f"'{name}': this version has no backend for '{scheme}:'.",
-            hint="It can use an embedded model, a Hugging Face folder, a .gguf file, a hub id or a world.",
+            hint="It can use an embedded model, a folder, a .gguf file, a hub id, a world or http://HOST:PORT/v1#NAME.",
         )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and " " not in name:
         return ModelSource(name, "hub", None)

@@ -6,7 +6,7 @@ with a span and gives back log p(token | everything before it), in nats, for the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
@@ -191,3 +191,17 @@ class GivesFullDistribution(Protocol):
     def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
         """Log-probabilities of every next token, nats, shape (vocab_size,)."""
         ...
+
+
+@runtime_checkable
+class ScoresBatches(Protocol):
+    """A model that works on several batches at once (workers, a server)."""
+
+    def score_batches(self, batches: Iterable[Sequence[Scorable]]) -> Iterator[list[TokenLogprobs]]:
+        """Log-probabilities of every batch, in order; batches are taken a few ahead of the results."""
+        ...
+
+
+def scored_in_turn(model: LanguageModel, batches: Iterable[Sequence[Scorable]]) -> Iterator[list[TokenLogprobs]]:
+    """Log-probabilities of every batch, in order, by whatever way the model has."""
+    return model.score_batches(batches) if isinstance(model, ScoresBatches) else map(model.score, batches)

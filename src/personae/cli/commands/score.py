@@ -45,6 +45,11 @@ def command(
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "float32",
+    executor: opt.ExecutorName = "serial",
+    workers: opt.Workers = None,
+    address: opt.Address = None,
+    gpus_per_worker: opt.GpusPerWorker = 0.0,
+    tokenizer: opt.TokenizerName = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> int:
@@ -67,6 +72,11 @@ def command(
             truncate,
             skip_bad_rows,
             tokens,
+            executor=executor,
+            workers=workers,
+            address=address,
+            gpus_per_worker=gpus_per_worker,
+            tokenizer=tokenizer,
         )
     )
 

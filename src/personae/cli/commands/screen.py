@@ -59,6 +59,11 @@ def command(
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "float32",
+    executor: opt.ExecutorName = "serial",
+    workers: opt.Workers = None,
+    address: opt.Address = None,
+    gpus_per_worker: opt.GpusPerWorker = 0.0,
+    tokenizer: opt.TokenizerName = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> int:
@@ -84,6 +89,11 @@ def command(
             eta,
             fdr,
             tuple(fail_on or ()),
+            executor=executor,
+            workers=workers,
+            address=address,
+            gpus_per_worker=gpus_per_worker,
+            tokenizer=tokenizer,
         )
     )
 
