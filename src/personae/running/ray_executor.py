@@ -30,6 +30,8 @@ _LOST = (
     failures.OutOfMemoryError,
     failures.NodeDiedError,
 )
+_STARTS = 3
+_ANY = (Exception,)  # Ray has no exception of its own for a cluster that does not start
 # Read by personae and by the libraries under it; a worker on another machine keeps its own where these are unset.
 _PASSED_ON = ("PERSONAE_HOME", "HF_HUB_OFFLINE", "PERSONAE_DEBUG")
 
@@ -68,15 +70,20 @@ def _connect(address: str | None, workers: int | None) -> None:
         options |= {"address": address}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray.init(**options)
-    except (ConnectionError, OSError, RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BackendError(
-            f"the Ray cluster {address or 'on this machine'} cannot be used: {reason}",
-            hint="Is it running (`ray status`), and of the same version? `--executor ray` without --address starts one "
-            "here.",
-        ) from error
+    for attempt in range(_STARTS):
+        try:
+            ray.init(**options)
+            return
+        except _ANY as error:
+            # A loaded machine may be too slow for the time Ray gives the parts of a new cluster.
+            if address is not None or attempt == _STARTS - 1:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise BackendError(
+                    f"the Ray cluster {address or 'on this machine'} cannot be used: {reason}",
+                    hint="Is it running (`ray status`), and of the same version? `--executor ray` without --address "
+                    "starts one here.",
+                ) from error
+            ray.shutdown()
 
 
 class _Actor:
