@@ -7,7 +7,7 @@ refused before a model is loaded.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
@@ -17,16 +17,17 @@ from rich.console import Console
 from personae.domain.persona import Cast
 from personae.errors import InvalidSettings, PersonaeError
 from personae.files.casts import built_in_casts, load_casts
-from personae.files.episodes import EpisodeSet, read_episodes
+from personae.files.episodes import Census, EpisodeSet, Refusal, read_episodes, take_census
 from personae.instruments.scoring import Scoring, Work, space_of
+from personae.instruments.target import LocalTarget
 from personae.instruments.workers import Loader, PooledModel
 from personae.models.catalogue import DEFAULT_MODEL, home, resolve
-from personae.models.load import load_model
-from personae.models.protocol import LanguageModel
+from personae.models.load import load_chat, load_model
+from personae.models.protocol import GivesText, LanguageModel
 from personae.models.rendering import Renderer
 from personae.report.text import clean
 from personae.running.executor import Executor, SerialExecutor, make_executor
-from personae.running.progress import progress_bar
+from personae.running.progress import parts_bar, progress_bar
 from personae.running.store import EvidenceStore
 
 LARGE_CAST = 60
@@ -90,8 +91,40 @@ class Workbench:
         self.executor.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A cast, and a file that was read to the end without being kept."""
+
+    cast: Cast
+    whole: Cast
+    census: Census
+    notes: tuple[str, ...]
+    paths: tuple[str, ...]
+
+
 def read_inputs(settings: ScoringSettings) -> Inputs:
     """Cast and episodes, checked; refuses bad input before anything dear happens."""
+    cast, whole, notes = _read_cast(settings)
+    data = read_episodes(settings.data, turns=settings.turns, limit=settings.limit)
+    if settings.skip_bad_rows:
+        notes += _left_out(data.refused, len(data.refused), data.n_rows)
+    if not settings.skip_bad_rows or not data.episodes:
+        data.require_clean()
+    return Inputs(cast, whole, data, tuple(notes), _paths(settings))
+
+
+def count_inputs(settings: ScoringSettings) -> Counted:
+    """The same checks for a file that is to be read part by part."""
+    cast, whole, notes = _read_cast(settings)
+    census = take_census(settings.data, turns=settings.turns, limit=settings.limit)
+    if settings.skip_bad_rows:
+        notes += _left_out(census.refused, census.n_refused, census.n_rows)
+    if not settings.skip_bad_rows or not census.n_episodes:
+        census.require_clean()
+    return Counted(cast, whole, census, tuple(notes), _paths(settings))
+
+
+def _read_cast(settings: ScoringSettings) -> tuple[Cast, Cast, list[str]]:
     cast = whole = load_casts(settings.cast)
     if settings.only is not None:
         chosen = [n.strip() for n in settings.only.split(",") if n.strip()]
@@ -106,21 +139,16 @@ def read_inputs(settings: ScoringSettings) -> Inputs:
             f"The cast has {cast.n_instructions} instructions; the first of each persona was used "
             "(--paraphrases N uses more and separates better)."
         )
-    if n is not None:
-        cast = cast.limit_paraphrases(n)
-    data = read_episodes(settings.data, turns=settings.turns, limit=settings.limit)
-    if settings.skip_bad_rows:
-        if data.refused:
-            lines = ", ".join(str(r.line) for r in data.refused[:10])
-            notes.append(
-                f"{len(data.refused)} of {data.n_rows} rows could not be read and were left out (lines {lines})."
-            )
-        if not data.episodes:
-            data.require_clean()
-    else:
-        data.require_clean()
-    paths = [settings.data, *(str(built_in_casts().get(c, Path(c))) for c in settings.cast)]
-    return Inputs(cast, whole, data, tuple(notes), tuple(paths))
+    return (cast if n is None else cast.limit_paraphrases(n)), whole, notes
+
+
+def _left_out(refused: Sequence[Refusal], n_refused: int, n_rows: int) -> list[str]:
+    lines = ", ".join(str(r.line) for r in refused[:10])
+    return [f"{n_refused} of {n_rows} rows could not be read and were left out (lines {lines})."] if refused else []
+
+
+def _paths(settings: ScoringSettings) -> tuple[str, ...]:
+    return (settings.data, *(str(built_in_casts().get(c, Path(c))) for c in settings.cast))
 
 
 def open_workbench(settings: ScoringSettings) -> Workbench:
@@ -185,6 +213,27 @@ def open_model(
     return Workbench(model, renderer, store, Scoring(model, renderer, store), space, chosen)
 
 
+def open_target(name: str, settings: ScoringSettings, bench: Workbench) -> GivesText:
+    """A target: a chat server, the scorer itself, or another model.
+
+    Raises:
+        MissingCapability, ModelNotFound, ServerError: If it cannot be had.
+    """
+    if resolve(name).kind == "server":
+        return load_chat(name, workers=settings.workers)
+    if name == settings.model:
+        return LocalTarget(bench.model, bench.renderer, bench.space)
+    other = open_model(name, device=settings.device, dtype=settings.dtype)
+    return LocalTarget(other.model, other.renderer, other.space)
+
+
+@contextmanager
+def counted(label: str, *, quiet: bool) -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """A `started` callback that opens a bar for a number of replies."""
+    with ExitStack() as stack:
+        yield lambda n: stack.enter_context(progress_bar(label, n, quiet=quiet, unit="replies"))
+
+
 @contextmanager
 def announced(label: str, *, quiet: bool) -> Iterator[Callable[[Work], Callable[[int], None]]]:
     """A `started` callback that opens a progress bar for the work it is told of."""
@@ -196,6 +245,26 @@ def announced(label: str, *, quiet: bool) -> Iterator[Callable[[Work], Callable[
             return stack.enter_context(progress_bar(label, work.n_tokens, quiet=quiet))
 
         yield started
+
+
+@contextmanager
+def announced_parts(
+    label: str, n_parts: int, *, quiet: bool
+) -> Iterator[Callable[[int], Callable[[Work], Callable[[int], None]]]]:
+    """Give a `started` callback for each part (by its place), all of which share one bar."""
+    with parts_bar(label, n_parts, quiet=quiet) as begin:
+
+        def of_part(k: int) -> Callable[[Work], Callable[[int], None]]:
+            where = "" if n_parts == 1 else f" (part {k + 1} of {n_parts})"
+
+            def started(work: Work) -> Callable[[int], None]:
+                if work.n_pairs and not sys.stderr.isatty():
+                    say(f"{label}{where}: {work.n_pairs:,} pairs to score, {work.n_tokens:,} tokens", quiet=quiet)
+                return begin(work.n_tokens)
+
+            return started
+
+        yield of_part
 
 
 def say(text: str, *, quiet: bool) -> None:

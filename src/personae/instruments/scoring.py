@@ -61,10 +61,14 @@ def cast_frames(cast: Cast, renderer: Renderer) -> list[Frame]:
     return [frame for persona in personas for frame in renderer.frames(persona)]
 
 
-def cut_note(renderer: Renderer, episodes: Sequence[Episode]) -> list[str]:
+def n_cut(renderer: Renderer, episodes: Sequence[Episode]) -> int:
+    """How many replies were cut to fit."""
+    return sum(renderer.kept_of_cut(e) > 0 for e in episodes)
+
+
+def cut_note(cut: int, n_episodes: int) -> list[str]:
     """A sentence on the replies that were cut to fit, if any were."""
-    cut = sum(renderer.kept_of_cut(e) > 0 for e in episodes)
-    return [f"{cut} of {len(episodes)} replies were cut to fit the model's context."] if cut else []
+    return [f"{cut} of {n_episodes} replies were cut to fit the model's context."] if cut else []
 
 
 class Scoring:

@@ -6,7 +6,7 @@ import os
 
 from personae.errors import InvalidSettings, MissingCapability
 from personae.models.catalogue import resolve
-from personae.models.protocol import LanguageModel, Tokenizer
+from personae.models.protocol import GivesText, LanguageModel, Tokenizer
 
 _EXTRA = {"httpx": "http"}
 
@@ -53,6 +53,21 @@ def load_model(
     except ModuleNotFoundError as error:
         raise _missing(name, error) from error
     return load_hf(source, device=device, dtype=dtype)
+
+
+def load_chat(name: str, *, workers: int | None = None) -> GivesText:
+    """A server's chat model, of which only the text is wanted.
+
+    Raises:
+        InvalidSettings: If the address or the model's name is wrong.
+        MissingCapability: If httpx is not installed.
+        ServerError: If the server fails or refuses.
+    """
+    try:
+        from personae.models.http_chat import HTTPChat
+    except ModuleNotFoundError as error:
+        raise _missing(name, error) from error
+    return HTTPChat(name, workers=workers)
 
 
 def load_tokenizer(name: str) -> tuple[Tokenizer, str, int]:

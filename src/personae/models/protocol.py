@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from personae.domain.episode import Turn
+
 
 @dataclass(frozen=True, slots=True)
 class Scorable:
@@ -190,6 +192,33 @@ class GivesFullDistribution(Protocol):
 
     def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
         """Log-probabilities of every next token, nats, shape (vocab_size,)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What was said: the text, its tokens (0 unknown) and its log-probability at temperature 1, nats (None unknown)."""
+
+    text: str
+    n_tokens: int = 0
+    log_prob: float | None = None
+
+
+class GivesText(Protocol):
+    """A target: something that answers dialogues with text. It need not score, and need not be here."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """What makes its texts repeatable: part of the key under which they are kept."""
+        ...
+
+    def reply(self, dialogues: Sequence[tuple[Turn, ...]], plan: SamplingPlan) -> list[Reply]:
+        """One reply for each dialogue, in the order given; an empty text where it said nothing."""
         ...
 
 

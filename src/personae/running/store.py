@@ -40,6 +40,7 @@ from personae.running.rows import SCHEMA, Keys, Rows, keys_of
 Batch = tuple[int, tuple[int, ...]]  # a frame and episodes, by their place in the request
 
 TORN_AFTER_S = 3600.0
+_TRIES = 3
 
 
 class EvidenceStore:
@@ -188,6 +189,17 @@ def _plan_digest(body: bytes) -> bytes:
 
 def write_whole(path: Path, body: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
+    for attempt in range(_TRIES):
+        try:
+            _write_once(path, body)
+            return
+        except FileNotFoundError:
+            # Another process took our file for a torn one: its clock, or ours, has jumped.
+            if attempt == _TRIES - 1 or not path.parent.is_dir():
+                raise
+
+
+def _write_once(path: Path, body: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
     try:
         with os.fdopen(handle, "wb") as out:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +15,21 @@ from personae.cli import options as opt
 from personae.cli.findings import print_findings, screening_json
 from personae.cli.gate import parse_gates
 from personae.cli.power import choose_power
-from personae.cli.workbench import ScoringSettings, announced, open_workbench, read_inputs, say
-from personae.domain.episode import require_weight
+from personae.cli.workbench import (
+    ScoringSettings,
+    Workbench,
+    announced,
+    counted,
+    open_target,
+    open_workbench,
+    read_inputs,
+    say,
+)
+from personae.domain.episode import Episode, require_weight
 from personae.files.reference import load_reference, shipped_rows
-from personae.models.catalogue import DEFAULT_MODEL
+from personae.instruments.target import Answers, ask_target
+from personae.models.catalogue import DEFAULT_MODEL, home
+from personae.models.protocol import SamplingPlan
 from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
 from personae.tables.forecast import Screening
@@ -32,6 +45,10 @@ class Settings(ScoringSettings):
     eta: float | None = None
     fdr: float = DEFAULT_FDR
     fail_on: tuple[str, ...] = ()
+    _: KW_ONLY
+    target: str | None = None
+    max_tokens: int = 256
+    temperature: float = 1.0
 
 
 def command(
@@ -51,6 +68,14 @@ def command(
         typer.Option(help="Power on the likelihood in the posterior. Default: as calibrated, else 0.25."),
     ] = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = DEFAULT_FDR,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Screen this model's own answers to the file's prompts: a server (text is enough) or a model."
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a target's answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Temperature of a target's answers.")] = 1.0,
     turns: opt.Turns = "last",
     limit: opt.Limit = None,
     skip_bad_rows: opt.SkipBadRows = False,
@@ -94,6 +119,9 @@ def command(
             address=address,
             gpus_per_worker=gpus_per_worker,
             tokenizer=tokenizer,
+            target=target,
+            max_tokens=max_tokens,
+            temperature=temperature,
         )
     )
 
@@ -110,26 +138,31 @@ def execute(settings: Settings) -> int:
     require_weight(inputs.data.episodes)
     ordinary = load_reference(settings.reference)
     folder = make_run_folder(settings.out, NAME)
-    bench = open_workbench(settings)
-    if settings.eta is None:
-        power, source = choose_power(bench.model.card, inputs.whole)
-        chosen = replace(chosen, eta=power, eta_source=source)
-    with (
-        announced("Reference", quiet=settings.quiet) as first,
-        announced("Scoring", quiet=settings.quiet) as second,
-    ):
-        result, evidence = screen(
-            bench.scoring,
-            bench.renderer,
-            inputs.cast,
-            inputs.data.episodes,
-            Population(ordinary, None if settings.reference else shipped_rows(bench.space)),
-            settings=chosen,
-            data=settings.data,
-            model=settings.model,
-            started=(first, second),
-            notes=inputs.notes,
-        )
+    with closing(open_workbench(settings)) as bench:
+        if settings.eta is None:
+            power, source = choose_power(bench.model.card, inputs.whole)
+            chosen = replace(chosen, eta=power, eta_source=source)
+        episodes, asked = inputs.data.episodes, ()
+        if settings.target is not None:
+            answers = _answers(settings, bench, episodes)
+            episodes, asked = answers.episodes, (answers.note(settings.target),)
+            _write_answers(folder, answers)
+        with (
+            announced("Reference", quiet=settings.quiet) as first,
+            announced("Scoring", quiet=settings.quiet) as second,
+        ):
+            result, evidence = screen(
+                bench.scoring,
+                bench.renderer,
+                inputs.cast,
+                episodes,
+                Population(ordinary, None if settings.reference else shipped_rows(bench.space)),
+                settings=chosen,
+                data=settings.data,
+                model=settings.model,
+                started=(first, second),
+                notes=(*inputs.notes, *asked),
+            )
     hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
     made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)
     result = replace(result, provenance=made)
@@ -147,6 +180,33 @@ def execute(settings: Settings) -> int:
     for reason in tripped:
         say(f"gate: {reason}", quiet=False)
     return 1 if tripped else 0
+
+
+def _answers(settings: Settings, bench: Workbench, episodes: Sequence[Episode]) -> Answers:
+    """The target's answers to the file's prompts, kept under the home."""
+    assert settings.target is not None
+    say(f"Asking {settings.target} …", quiet=settings.quiet)
+    target = open_target(settings.target, settings, bench)
+    plan = SamplingPlan(settings.max_tokens, settings.temperature, settings.seed)
+    with counted("Asking", quiet=settings.quiet) as started:
+        return ask_target(target, episodes, plan, root=home() / "answers", started=started)
+
+
+def _write_answers(folder: Path, answers: Answers) -> None:
+    """What was said, as a file that every command reads."""
+    rows = (
+        {
+            "id": e.id,
+            "messages": [
+                *({"role": t.speaker, "content": t.text} for t in e.context),
+                {"role": "assistant", "content": e.completion},
+            ],
+            "weight": e.weight,
+            "group": e.group,
+        }
+        for e in answers.episodes
+    )
+    write_text(folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _write_ledger(folder: Path, result: Screening) -> None:
