@@ -2,7 +2,7 @@
 
     python -m benchmarks.streaming.run [--sizes 10000 100000 1000000]
 
-Episodes are ordinary conversations of the world `tiny` (three turns of context), written as JSON lines. Each command is
+Episodes are ordinary conversations of the world `tiny` (five questions and answers, the last answer scored), written as JSON lines. Each command is
 a process of its own, so that peak memory is its own; the store starts empty. Checked: every pair is there once and in
 order (infer refuses otherwise), and a sample of rows equals the closed form asked directly.
 """
@@ -33,6 +33,7 @@ from personae.worlds.material import cast_yaml
 from personae.worlds.reading import read_world
 
 LIMIT_GIB = 2.0
+TURNS = 5  # so that nearly every conversation is another one: 32 to the fifth
 MODEL = "world:tiny/exact"
 
 
@@ -69,7 +70,7 @@ def measure(place: Path, n: int) -> dict[str, float]:
 
 
 def write_file(path: Path, n: int) -> None:
-    """Conversations of four turns, the last answer scored."""
+    """Conversations of five questions and answers, the last answer scored."""
     exact = ExactWorld(read_world("tiny"))
     language = exact.language
     rng = np.random.default_rng(0)
@@ -78,7 +79,7 @@ def write_file(path: Path, n: int) -> None:
     with path.open("w", encoding="utf-8") as out:
         for k in range(n):
             messages = []
-            for _ in range(2):
+            for _ in range(TURNS):
                 q = int(rng.integers(n_questions))
                 answer = int(rng.choice(language.answers(q)))
                 messages.append({"role": "user", "content": words[language.first_question + q]})

@@ -33,7 +33,7 @@ from personae.running.run import TableWriter, make_run_folder, provenance, write
 from personae.tables.evidence import Evidence
 
 NAME = "score"
-PART = 16_384  # episodes scored, written and forgotten together
+PART = 8_192  # episodes scored, written and forgotten together
 
 
 @dataclass(frozen=True, slots=True)
