@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from personae.errors import PersonaeError
 from personae.models.protocol import LanguageModel, SamplingPlan, Scorable
 
 FAULTS = ("stall", "drop", "429", "500", "half", "missing", "wrong order", "garbage")
@@ -124,7 +125,10 @@ class Unruly:
             headers = {"retry-after": self.manners.retry_after} if fault == "429" else {}
             self._send(handler, int(fault), {"error": {"message": "busy"}}, headers)
             return
-        status, value = self._made(path, body)
+        try:
+            status, value = self._made(path, body)
+        except (PersonaeError, LookupError, ValueError) as error:  # as servers do that are given what they do not know
+            status, value = 500, {"error": {"message": str(error)}}
         if status == 200:
             value = _spoilt(value, fault)
         self._send(handler, status, value, half=fault == "half", garbage=fault == "garbage")

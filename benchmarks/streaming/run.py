@@ -2,9 +2,10 @@
 
     python -m benchmarks.streaming.run [--sizes 10000 100000 1000000]
 
-Episodes are ordinary conversations of the world `tiny` (five questions and answers, the last answer scored), written as JSON lines. Each command is
-a process of its own, so that peak memory is its own; the store starts empty. Checked: every pair is there once and in
-order (infer refuses otherwise), and a sample of rows equals the closed form asked directly.
+Episodes are conversations of the world `tiny` (five questions and answers, of which the last answer is scored),
+written as JSON lines. Each command is a process of its own, so that peak memory is its own; the store starts empty.
+Checked: every pair is there once and in order (infer refuses otherwise), and a sample of rows equals the closed form
+asked directly.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from personae.errors import InvalidSettings, MissingCapability, PersonaeError, ServerError
+from personae.errors import InvalidSettings, MissingCapability, PersonaeError
 from personae.models.chat_template import ChatTemplate
 from personae.models.http_client import Json, Malformed, Patience, Refused, Server
 from personae.models.http_scoring import Found, Logs, Scorer, Way, choices_of
@@ -281,7 +281,7 @@ def _check_tokenizer(server: Server, model: str, tokenizer: Tokenizer) -> None:
                         hint="Name the right one with --tokenizer.",
                     )
             return
-        except ServerError:
+        except Refused:
             continue  # it has no such address; scoring compares every token anyway
 
 

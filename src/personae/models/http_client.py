@@ -14,6 +14,7 @@ import email.utils
 import os
 import random
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -66,11 +67,11 @@ class Malformed(Exception):
 
 
 class _Trouble(Exception):
-    """A failure that may pass; with the seconds to wait."""
+    """A failure that may pass; with the seconds to wait, and the status where there was an answer."""
 
-    def __init__(self, text: str, wait: float) -> None:
+    def __init__(self, text: str, wait: float, status: int = 0) -> None:
         super().__init__(text)
-        self.wait = wait
+        self.wait, self.status = wait, status
 
 
 class Refused(ServerError):
@@ -119,6 +120,7 @@ class Server:
         self._client = httpx.Client(
             timeout=timeout, limits=limits, headers=headers, transport=transport, follow_redirects=False
         )
+        weakref.finalize(self, self._client.close)
         self._stopped = threading.Event()
         self._jitter = random.Random(0)
         self.n_retries = 0
@@ -134,7 +136,8 @@ class Server:
             path: Below the base; "//PATH" is below the host.
             body: Sent as JSON.
             read: Raises `Malformed` for an answer that cannot be used.
-            insist: Ask again for an answer that cannot be used.
+            insist: Ask again for an answer that cannot be used; else that, or a second 5xx, is a refusal (some
+                servers answer 500 to what they do not know).
 
         Raises:
             Refused: If the server does not do this; not tried again.
@@ -160,11 +163,11 @@ class Server:
             try:
                 return self._once(method, url, body, read, self._back_off(tried - 1))
             except Malformed as error:
-                trouble = _Trouble(f"it sent an answer that cannot be used: {error}", self._back_off(tried - 1))
-                if not insist:
-                    break
+                trouble = _Trouble(f"it sent an answer that cannot be used: {error}", self._back_off(tried - 1), 200)
             except _Trouble as error:
                 trouble = error
+            if not insist and (trouble.status == 200 or (trouble.status >= 500 and tried > 1)):
+                raise Refused(f"the server {self.url} cannot: {self.clean(str(trouble))}", status=trouble.status)
         raise ServerError(
             f"the server {self.url} failed {tried} times: {self.clean(str(trouble))}.",
             hint="What was scored is kept: when the server is well again, the same command goes on from here.",
@@ -184,7 +187,7 @@ class Server:
             raise
         if response.status_code in _AGAIN:
             said = f"it answered {response.status_code}{self._said(response)}"
-            raise _Trouble(said, self._asked_wait(response, wait))
+            raise _Trouble(said, self._asked_wait(response, wait), response.status_code)
         return read(self._good(response))
 
     def _good(self, response: httpx.Response) -> Json:

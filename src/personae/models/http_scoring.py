@@ -104,33 +104,40 @@ class Scorer:
 
         return self._server.post("/completions", body, read, insist=insist)
 
-    def greedy(self, prompt: Sequence[int], *, by_ids: bool) -> tuple[int, float]:
-        """The likeliest next token and the log-probability reported for it, nats."""
-        text: object = list(prompt) if by_ids else self._tokenizer.decode(prompt)
-        body = {"model": self._model, "prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": 1}
+    def greedy(self, prompt: Sequence[int], way: Way) -> tuple[int, float] | None:
+        """The likeliest next token and the log-probability reported for it, nats; None if its id cannot be told.
 
-        def read(answer: Json) -> tuple[int, float]:
+        Raises:
+            Refused: If the server reports none.
+        """
+        text = self._prompt(way, prompt)
+        body = {"model": self._model, "prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": 1}
+        if not way.echo:
+            body["return_tokens_as_token_ids"] = True  # vLLM's, like the way itself
+
+        def read(answer: Json) -> tuple[int, float] | None:
             (choice,) = choices_of(answer, self._model, 1)
             logprobs = choice.get("logprobs")
             tokens = logprobs.get("tokens") if isinstance(logprobs, dict) else None
             values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
             if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != 1 or len(values) != 1:
                 raise Malformed("no log-probability of the sampled token")
-            ids = self._ids_of(str(tokens[0]))
-            if ids is None:
-                raise Malformed(f"the token {tokens[0]!r} is none of the tokenizer's")
-            return ids, _number(values[0], "the sampled token")
+            token = self._id_of(str(tokens[0]))
+            return None if token is None else (token, _number(values[0], "the sampled token"))
 
         return self._server.post("/completions", body, read, insist=False)
 
-    def _ids_of(self, token: str) -> int | None:
+    def _id_of(self, token: str) -> int | None:
         if token.startswith("token_id:"):
             return int(token.removeprefix("token_id:"))
         for encode in (self._tokenizer.encode_template, self._tokenizer.encode):
-            ids = encode(token)
+            try:
+                ids = encode(token)
+            except RenderingError:
+                continue
             if len(ids) == 1 and self._tokenizer.decode(ids) == token:
                 return ids[0]
-        return None
+        return None  # a piece of a character, which no text is
 
     def _prompt(self, way: Way, token_ids: Sequence[int]) -> object:
         return list(token_ids) if way.by_ids else self._tokenizer.decode(token_ids)
@@ -205,7 +212,7 @@ class Scorer:
             except Refused as error:
                 if error.status in (401, 403):
                     raise
-                found, reason = None, str(error).partition(": ")[2] or str(error)
+                found, reason = None, str(error).partition(": ")[2] or f"refused ({error.status})"
             except RenderingError as error:
                 found, reason = None, str(error)
             if found is not None:
@@ -220,7 +227,7 @@ class Scorer:
     def _takes_ids(self, prompt: Sequence[int]) -> bool:
         body = {"model": self._model, "prompt": list(prompt), "max_tokens": 1, "temperature": 0}
         try:
-            self._server.post("/completions", body, lambda answer: choices_of(answer, self._model, 1))
+            self._server.post("/completions", body, lambda answer: choices_of(answer, self._model, 1), insist=False)
         except Refused as error:
             if error.status in (401, 403):
                 raise
@@ -229,40 +236,30 @@ class Scorer:
 
     def _check(self, way: Way, probes: Sequence[tuple[int, ...]], tolerance: float) -> tuple[Way | None, str]:
         """The way with the shift under which every probe agrees with sampling; or why there is none."""
-        first = Scorable(probes[0], 1)
-        try:
-            self.score(way, [first], insist=False)
-        except ServerError as error:
-            if isinstance(error, Refused):
-                raise
-            return None, "the answer holds no log-probabilities of the prompt"
-        gaps: dict[int, float] = {}
-        try:
-            truth = [(*p, *self.greedy(p, by_ids=way.by_ids)) for p in probes]
-        except ServerError as error:
-            if isinstance(error, Refused):
-                raise
-            return None, "it reports no log-probability of a sampled token to compare with"
+        self.score(way, [Scorable(probes[0], 1)], insist=False)
+        sampled = [(probe, self.greedy(probe, way)) for probe in probes]
+        truth = [(Scorable((*probe, told[0]), len(probe)), told[1]) for probe, told in sampled if told is not None]
+        if len(truth) < min(2, len(probes)):
+            return None, "it names no sampled token by which its numbers could be checked"
+        gaps: list[float] = []
         for shift in _SHIFTS if way.echo else (0,):
             shifted = replace(way, shift=shift)
-            worst = 0.0
-            for probe, (*ids, value) in zip(probes, truth, strict=True):
-                try:
-                    scored = self.score(shifted, [Scorable(tuple(map(int, ids)), len(probe))], insist=False)[0][0]
-                except ServerError:
-                    scored = np.float32(np.nan)
-                gap = abs(float(scored) - value)
-                worst = max(worst, gap if np.isfinite(gap) else float("inf"))
-            gaps[shift] = worst
-            if worst <= tolerance:
+            gaps.append(max(abs(self._one(shifted, item) - value) for item, value in truth))
+            if gaps[-1] <= tolerance:
                 name = way.name if shift == 0 else f"{way.name}, shifted by {shift:+d} and corrected"
                 return replace(shifted, name=name), ""
+        elsewhere = "; places to the left and right do not fit either" if way.echo else ""
         return None, (
-            f"its log-probabilities of given text are not those of sampling (off by {gaps[0]:.3g} nats; places to the "
-            "left and right do not fit either)"
-            if way.echo
-            else f"its log-probabilities of given text are not those of sampling (off by {gaps[0]:.3g} nats)"
+            f"its log-probabilities of given text are not those of sampling (off by {gaps[0]:.3g} nats{elsewhere})"
         )
+
+    def _one(self, way: Way, item: Scorable) -> float:
+        """The number of the last token; infinitely far off where there is none."""
+        try:
+            value = float(self.score(way, [item], insist=False)[0][-1])
+        except Refused:
+            return float("inf")
+        return value if np.isfinite(value) else float("inf")
 
 
 def _sent(way: Way, item: Scorable) -> tuple[int, ...]:
