@@ -244,8 +244,9 @@ class Scorer:
         gaps: list[float] = []
         for shift in _SHIFTS if way.echo else (0,):
             shifted = replace(way, shift=shift)
-            gaps.append(max(abs(self._one(shifted, item) - value) for item, value in truth))
-            if gaps[-1] <= tolerance:
+            off = [abs(self._one(shifted, item) - value) for item, value in truth]
+            gaps.append(max((gap for gap in off if np.isfinite(gap)), default=np.inf))
+            if max(off) <= tolerance:
                 name = way.name if shift == 0 else f"{way.name}, shifted by {shift:+d} and corrected"
                 return replace(shifted, name=name), ""
         elsewhere = "; places to the left and right do not fit either" if way.echo else ""

@@ -25,13 +25,16 @@ SCHEMA = pa.schema(
 Keys = NDArray[np.bytes_]
 
 
-def keys_of(digests: Sequence[bytes] | pa.ChunkedArray) -> Keys:
+def keys_of(digests: Sequence[bytes]) -> Keys:
     """Digests as an array of 16 bytes each. Equal length makes the padding of NumPy's strings harmless."""
-    if isinstance(digests, pa.ChunkedArray):
-        column = digests.cast(pa.binary(16)).combine_chunks()
-        flat = np.frombuffer(column.buffers()[1] or b"", "S16")
-        return flat[column.offset : column.offset + len(column)]
     return np.frombuffer(b"".join(digests), "S16")
+
+
+def keys_in(column: pa.ChunkedArray) -> Keys:
+    """Digests of a table's column as an array of 16 bytes each; nothing is copied."""
+    whole = column.cast(pa.binary(16)).combine_chunks()
+    flat = np.frombuffer(whole.buffers()[1] or b"", "S16")
+    return flat[whole.offset : whole.offset + len(whole)]
 
 
 class Places:
@@ -83,8 +86,8 @@ class Rows:
 
     def fill(self, table: pa.Table) -> None:
         """Take over the rows of a piece that belong here; a pair that is known keeps its first value."""
-        f = self._frame_places.of(keys_of(table.column("frame")))
-        e = self._episode_places.of(keys_of(table.column("episode")))
+        f = self._frame_places.of(keys_in(table.column("frame")))
+        e = self._episode_places.of(keys_in(table.column("episode")))
         belongs = (f >= 0) & (e >= 0)
         if not belongs.any():
             return

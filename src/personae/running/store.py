@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from personae.errors import NumericsError, StorageError
-from personae.running.rows import SCHEMA, Keys, Rows, keys_of
+from personae.running.rows import SCHEMA, Keys, Rows, keys_in, keys_of
 
 Batch = tuple[int, tuple[int, ...]]  # a frame and episodes, by their place in the request
 
@@ -76,7 +76,7 @@ class EvidenceStore:
                 if path not in self._about or _overlap(self._about[path], wanted):
                     table = self._read(path)
                     if table is not None:
-                        self._about[path] = _starts(keys_of(table.column("episode")))
+                        self._about[path] = _starts(keys_in(table.column("episode")))
                         rows.fill(table)
             done |= set(fresh)
         return rows
@@ -104,7 +104,7 @@ class EvidenceStore:
             write_whole(path, body)
         except OSError as error:
             raise storage_error(self.folder, error) from error
-        self._about[path] = _starts(keys_of(table.column("episode")))
+        self._about[path] = _starts(keys_in(table.column("episode")))
 
     def plan(self, request: str, fresh: Sequence[Batch]) -> list[Batch]:
         """The batches of an interrupted request if there is one, else `fresh`, which is written down.
