@@ -75,19 +75,30 @@ def start(place: Path, name: str, model: str, *more: str) -> subprocess.Popen[by
     )
 
 
+def pieces(place: Path, name: str) -> list[Path]:
+    return list((place / f"home-{name}").glob("evidence/*/seg-*"))
+
+
+def forget(place: Path, name: str) -> None:
+    for piece in pieces(place, name):
+        piece.unlink()
+
+
 def kill_driver(place: Path, kills: int, rng: random.Random) -> dict[str, object]:
     """The driver, started again after each death until it ends by itself."""
     done = 0
     while done < kills:
         child = start(place, "driver", MODEL)
-        time.sleep(rng.uniform(1.0, 6.0))
+        before = len(pieces(place, "driver"))
+        while child.poll() is None and len(pieces(place, "driver")) == before:
+            time.sleep(0.02)  # until it is in the middle of its work
+        time.sleep(rng.uniform(0.0, 0.6))
         if child.poll() is None:
             child.send_signal(signal.SIGKILL)
             done += 1
         child.wait()
         if child.returncode == 0:  # it was done: begin again with an empty store
-            for piece in (place / "home-driver").glob("evidence/*/seg-*"):
-                piece.unlink()
+            forget(place, "driver")
     assert start(place, "driver", MODEL).wait() == 0
     return compare(place, "driver", 0.0) | {"kills": done}
 
@@ -96,8 +107,7 @@ def kill_workers(place: Path, kills: int, rng: random.Random) -> dict[str, objec
     """Random workers of one driver; when it ends before enough have died, another round begins with an empty store."""
     done, rounds = 0, 0
     while done < kills:
-        for piece in (place / "home-worker").glob("evidence/*/seg-*"):
-            piece.unlink()
+        forget(place, "worker")
         rounds += 1
         child = start(place, "worker", MODEL, "--executor", "processes", "--workers", "2")
         while child.poll() is None:
@@ -128,8 +138,7 @@ def kill_server(place: Path, kills: int, rng: random.Random) -> dict[str, object
     server = serve()
     try:
         while done < kills:
-            for piece in (place / "home-server").glob("evidence/*/seg-*"):
-                piece.unlink()
+            forget(place, "server")
             rounds += 1
             child = start(place, "server", f"http://127.0.0.1:{port}/v1#tiny", "--tokenizer", MODEL)
             while child.poll() is None:
