@@ -188,6 +188,9 @@ class Unruly:
         prompts = prompt if isinstance(prompt, list) and prompt and isinstance(prompt[0], list | str) else [prompt]
         if self.manners.style == "text" and not all(isinstance(p, str) for p in prompts):
             return 422, {"detail": "prompt must be text"}
+        room = self.model.card.context_length - int(body.get("max_tokens", 16))
+        if any(len(p) > room for p in prompts if isinstance(p, list)):
+            return 400, {"error": {"message": f"the prompt and its completion exceed {room} tokens"}}
         choices = [self._choice(p, body, k) for k, p in enumerate(prompts)]
         return 200, {"model": self.manners.answers_as or self.name, "choices": choices}
 

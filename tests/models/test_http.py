@@ -18,7 +18,7 @@ from personae.models.http_chat import HTTPChat
 from personae.models.http_client import Patience
 from personae.models.laws import check_laws
 from personae.models.load import load_model
-from personae.models.protocol import LanguageModel, SamplingPlan
+from personae.models.protocol import LanguageModel, SamplingPlan, Scorable
 from personae.models.rendering import Renderer
 from personae.running.store import EvidenceStore
 from personae.tables.evidence import Evidence
@@ -222,7 +222,9 @@ def test_the_tokenizer_of_the_folder_a_server_was_started_with_is_found(tiny_mod
     with Unruly(local, Manners("vllm", root=str(tiny_folders["llama"]))) as server:
         model = connect(server.url, patience=QUICK)
         assert model.tokenizer.digest() == local.tokenizer.digest()  # type: ignore[attr-defined]
-        assert model.card.context_length == local.card.context_length
+        assert model.card.context_length == local.card.context_length - 2
+        longest = Scorable(tuple(range(5, 5 + model.card.context_length)), 200)
+        np.testing.assert_allclose(model.score([longest])[0].log_probs, local.score([longest])[0].log_probs, atol=1e-3)
         text = "My order has not arrived."
         renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
         items = [renderer.render(f, Episode("e", (Turn("user", "Say hello."),), text)) for f in _frames(renderer)]

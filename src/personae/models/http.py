@@ -31,6 +31,7 @@ from personae.models.protocol import Completion, ModelCard, SamplingPlan, Scorab
 DEFAULT_AT_ONCE = 8
 _PROMPTS = 16  # in one request
 _TOKENS = 8192
+_ROOM = 2
 _UNKNOWN_LENGTH = 4096  # where neither server nor tokenizer says how long a sequence may be
 _TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5, "float16": 0.1}
 _FINGERPRINT = ("The capital of France is", "Once upon a time there was a")
@@ -297,9 +298,10 @@ def _rendered(tokenizer: Tokenizer) -> list[tuple[int, ...]]:
 
 
 def _context_length(told: object, made_for: int) -> int:
+    """Longest sequence that can be scored: servers want room for the tokens they add, one or (shifted) two."""
     if isinstance(told, int) and told > 0:
-        return told
-    return made_for if made_for < 2**20 else _UNKNOWN_LENGTH
+        return told - _ROOM
+    return (made_for if made_for < 2**20 else _UNKNOWN_LENGTH) - _ROOM
 
 
 def _digest(server: Server, model: str, about: Mapping[str, object], tokenizer: Tokenizer, found: Found) -> str:
