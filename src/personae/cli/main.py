@@ -17,12 +17,14 @@ from personae.cli.commands import (
     calibrate,
     casts,
     check_model,
+    infer,
     measure,
     models,
     profile,
     rerun,
     score,
     screen,
+    store,
     train,
     validate,
     vectors,
@@ -52,6 +54,7 @@ for _command in (
     profile,
     audit,
     calibrate,
+    infer,
     validate,
     casts,
     models,
@@ -59,6 +62,7 @@ for _command in (
     rerun,
 ):
     app.command(_command.NAME)(_command.command)
+app.add_typer(store.app, name=store.NAME)
 app.add_typer(world.app, name=world.NAME)
 app.add_typer(vectors.app, name=vectors.NAME)
 

@@ -44,3 +44,19 @@ Vectors = Annotated[
     list[str] | None,
     typer.Option("--vectors", help="Vector files for --steer and --cap. Default: those extracted from the model."),
 ]
+ExecutorName = Annotated[str, typer.Option("--executor", help="Where the work is done: serial, processes or ray.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", help="Workers, each with the model; for a server, requests at once. Default: one a core."
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster: auto or HOST:PORT. Default: one started here.")
+]
+GpusPerWorker = Annotated[
+    float, typer.Option("--gpus-per-worker", help="GPUs that Ray reserves for each worker; may be a fraction.")
+]
+TokenizerName = Annotated[
+    str | None, typer.Option("--tokenizer", help="Tokenizer of a server's model: a folder, a hub id or a model's name.")
+]

@@ -128,7 +128,7 @@ def ledger(screening: Screening) -> Markup:
 
 def making(screening: Screening) -> Markup:
     """How the numbers were made, and what they cannot say."""
-    return _render("making", s=screening, unit=UNIT, facts=facts(screening.provenance))
+    return _render("making", s=screening, unit=UNIT, facts=provenance_facts(screening.provenance))
 
 
 SECTIONS: tuple[Callable[[Screening], Markup], ...] = (header, traits, training, posterior, telling, ledger, making)
@@ -156,7 +156,7 @@ def _shade(token: str, nats: float) -> str:
     return f"{shade} br".strip() if "\n" in token else shade
 
 
-def facts(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
+def provenance_facts(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
     """Provenance as names with one or more lines of text."""
     return [(name.replace("_", " "), _lines(value)) for name, value in provenance.items()]
 
@@ -222,19 +222,9 @@ def _asset(name: str) -> Markup:
     return Markup((resources.files("personae.report") / "templates" / name).read_text(encoding="utf-8"))
 
 
-def facts_of(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
-    """Provenance as names with lines of text, for other pages."""
-    return _facts(provenance)
-
-
 def fill(name: str, values: Mapping[str, object]) -> Markup:
     """A template filled in, for other pages of this style; strings are escaped and made visible."""
     return _render(name, **values)
-
-
-def provenance_facts(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
-    """Provenance as names with one or more lines of text."""
-    return _facts(provenance)
 
 
 def style() -> Markup:

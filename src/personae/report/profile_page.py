@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from personae.report import figures, profile_figures, text
 from personae.report.figures import NARROW, WIDE, Layout
-from personae.report.page import facts_of, fill, style
+from personae.report.page import fill, provenance_facts, style
 from personae.tables.persona_profile import BACKGROUND_KIND, PLAIN_KIND, PersonaShare, Profile, TraitMargin
 
 _BARS, _CARD_BARS = 12, 8
@@ -171,7 +171,7 @@ def making(profile: Profile) -> Markup:
     """How the numbers were made, and what cannot be measured."""
     return fill(
         "profile_making",
-        {"p": profile, "facts": facts_of(profile.provenance), "background_kind": BACKGROUND_KIND},
+        {"p": profile, "facts": provenance_facts(profile.provenance), "background_kind": BACKGROUND_KIND},
     )
 
 

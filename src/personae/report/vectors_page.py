@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from personae.report import vectors_figures
 from personae.report.figures import NARROW, WIDE, Layout
-from personae.report.page import facts, fill, style
+from personae.report.page import fill, provenance_facts, style
 from personae.report.text import count
 from personae.tables.dose import DoseCurve
 from personae.tables.space import PersonaSpace, SpaceComparison
@@ -33,7 +33,7 @@ def render_space(
         parts.append(fill("space_map", {"s": s, "charts": charts, "rows": rows, "at": at}))
     if compared is not None:
         parts.append(fill("space_compared", {"c": compared}))
-    parts.append(fill("vectors_making", {"facts": facts(provenance), "kind": "space"}))
+    parts.append(fill("vectors_making", {"facts": provenance_facts(provenance), "kind": "space"}))
     return _page(f"persona space of {first.origin.model}", parts)
 
 
@@ -45,7 +45,7 @@ def render_dose(curve: DoseCurve, trait: str, provenance: Mapping[str, object]) 
     }
     parts = [
         fill("dose", {"c": curve, "trait": trait, "charts": charts}),
-        fill("vectors_making", {"facts": facts(provenance), "kind": "dose"}),
+        fill("vectors_making", {"facts": provenance_facts(provenance), "kind": "dose"}),
     ]
     return _page(f"steering {curve.model} along {curve.vector}", parts)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +16,22 @@ from personae.cli.findings import print_findings, screening_json
 from personae.cli.forecasting import AUTO, check_forecaster, forecast_file, print_forecast
 from personae.cli.gate import parse_gates
 from personae.cli.power import choose_power
-from personae.cli.workbench import ScoringSettings, announced, open_workbench, read_inputs, say
-from personae.domain.episode import require_weight
+from personae.cli.workbench import (
+    ScoringSettings,
+    Workbench,
+    announced,
+    counted,
+    open_target,
+    open_workbench,
+    read_inputs,
+    say,
+)
+from personae.domain.episode import Episode, require_weight
 from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.forecasting import TrainingPlan
-from personae.models.catalogue import DEFAULT_MODEL
+from personae.instruments.target import Answers, ask_target
+from personae.models.catalogue import DEFAULT_MODEL, home
+from personae.models.protocol import SamplingPlan
 from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
 from personae.tables.forecast import Screening
@@ -37,6 +50,10 @@ class Settings(ScoringSettings):
     forecaster: str = AUTO
     epochs: float = 1.0
     learning_rate: float = 2e-4
+    _: KW_ONLY
+    target: str | None = None
+    max_tokens: int = 256
+    temperature: float = 1.0
 
 
 def command(
@@ -65,6 +82,14 @@ def command(
     ] = AUTO,
     epochs: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 2e-4,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Screen this model's own answers to the file's prompts: a server (text is enough) or a model."
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a target's answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Temperature of a target's answers.")] = 1.0,
     turns: opt.Turns = "last",
     limit: opt.Limit = None,
     skip_bad_rows: opt.SkipBadRows = False,
@@ -76,6 +101,11 @@ def command(
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "float32",
+    executor: opt.ExecutorName = "serial",
+    workers: opt.Workers = None,
+    address: opt.Address = None,
+    gpus_per_worker: opt.GpusPerWorker = 0.0,
+    tokenizer: opt.TokenizerName = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> int:
@@ -107,6 +137,14 @@ def command(
             forecaster,
             epochs,
             learning_rate,
+            executor=executor,
+            workers=workers,
+            address=address,
+            gpus_per_worker=gpus_per_worker,
+            tokenizer=tokenizer,
+            target=target,
+            max_tokens=max_tokens,
+            temperature=temperature,
         )
     )
 
@@ -125,39 +163,44 @@ def execute(settings: Settings) -> int:
     require_weight(inputs.data.episodes)
     ordinary = load_reference(settings.reference)
     folder = make_run_folder(settings.out, NAME)
-    bench = open_workbench(settings)
-    if settings.eta is None:
-        power, source = choose_power(bench.model.card, inputs.whole)
-        chosen = replace(chosen, eta=power, eta_source=source)
-    with (
-        announced("Reference", quiet=settings.quiet) as first,
-        announced("Scoring", quiet=settings.quiet) as second,
-    ):
-        result, evidence = screen(
-            bench.scoring,
-            bench.renderer,
+    with closing(open_workbench(settings)) as bench:
+        if settings.eta is None:
+            power, source = choose_power(bench.model.card, inputs.whole)
+            chosen = replace(chosen, eta=power, eta_source=source)
+        episodes, asked = inputs.data.episodes, ()
+        if settings.target is not None:
+            answers = _answers(settings, bench, episodes)
+            episodes, asked = answers.episodes, (answers.note(settings.target),)
+            _write_answers(folder, answers)
+        with (
+            announced("Reference", quiet=settings.quiet) as first,
+            announced("Scoring", quiet=settings.quiet) as second,
+        ):
+            result, evidence = screen(
+                bench.scoring,
+                bench.renderer,
+                inputs.cast,
+                episodes,
+                Population(ordinary, None if settings.reference else shipped_rows(bench.space)),
+                settings=chosen,
+                data=settings.data,
+                model=settings.model,
+                started=(first, second),
+                notes=(*inputs.notes, *asked),
+            )
+        forecast = forecast_file(
+            settings.forecaster,
+            bench,
             inputs.cast,
-            inputs.data.episodes,
-            Population(ordinary, None if settings.reference else shipped_rows(bench.space)),
-            settings=chosen,
-            data=settings.data,
-            model=settings.model,
-            started=(first, second),
-            notes=inputs.notes,
+            settings.cast,
+            episodes,
+            ordinary,
+            plan,
+            seed=settings.seed,
+            quiet=settings.quiet,
         )
     hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
     made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)
-    forecast = forecast_file(
-        settings.forecaster,
-        bench,
-        inputs.cast,
-        settings.cast,
-        inputs.data.episodes,
-        ordinary,
-        plan,
-        seed=settings.seed,
-        quiet=settings.quiet,
-    )
     result = replace(result, provenance=made, training=forecast)
     report = folder / "report.html"
     write_text(report, render_report(result))
@@ -175,6 +218,33 @@ def execute(settings: Settings) -> int:
     for reason in tripped:
         say(f"gate: {reason}", quiet=False)
     return 1 if tripped else 0
+
+
+def _answers(settings: Settings, bench: Workbench, episodes: Sequence[Episode]) -> Answers:
+    """The target's answers to the file's prompts, kept under the home."""
+    assert settings.target is not None
+    say(f"Asking {settings.target} …", quiet=settings.quiet)
+    target = open_target(settings.target, settings, bench)
+    plan = SamplingPlan(settings.max_tokens, settings.temperature, settings.seed)
+    with counted("Asking", quiet=settings.quiet) as started:
+        return ask_target(target, episodes, plan, root=home() / "answers", started=started)
+
+
+def _write_answers(folder: Path, answers: Answers) -> None:
+    """What was said, as a file that every command reads."""
+    rows = (
+        {
+            "id": e.id,
+            "messages": [
+                *({"role": t.speaker, "content": t.text} for t in e.context),
+                {"role": "assistant", "content": e.completion},
+            ],
+            "weight": e.weight,
+            "group": e.group,
+        }
+        for e in answers.episodes
+    )
+    write_text(folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _write_ledger(folder: Path, result: Screening) -> None:
