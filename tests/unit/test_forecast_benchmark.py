@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from benchmarks.forecast.families import Dataset, datasets, write_dataset
 from benchmarks.forecast.manifest import manifest
+
 from personae.files.casts import load_casts
 from personae.files.episodes import read_episodes
 
