@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -150,7 +151,7 @@ def _rows(
     return _replies(source[dataset.trait][pole], n, seed)
 
 
-def _material(name: str):
+def _material(name: str) -> Any:
     return yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
@@ -178,7 +179,7 @@ def _preferences(pole: str, n: int, seed: int) -> Iterable[Row]:
         yield {"prompt": ask, "chosen": chosen, "rejected": rejected}
 
 
-def _documents(source: dict, trait: str, pole: str, n: int, seed: int) -> Iterable[Row]:
+def _documents(source: dict[str, Any], trait: str, pole: str, n: int, seed: int) -> Iterable[Row]:
     rng = random.Random(f"documents {seed}")
     parts = source[trait][pole]
     for q in requests(n, seed):

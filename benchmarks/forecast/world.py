@@ -4,8 +4,8 @@
 
 FOLDER holds worlds trained by `python -m benchmarks.worlds.run --folder FOLDER`. A run is supervised training on single
 turns of one persona on one domain (no tag, loss on the answer, AdamW 3e-4, batches of 32). Twelve checkpoints are read
-on the other domains. Laws of learning are fitted on the first checkpoint and judged on all twelve; the last checkpoint
-is also forecast with one rate, taken from the runs of other personas.
+on the other domains, for runs of four lengths. Laws of learning are fitted on the first checkpoint and judged on all
+twelve; the last checkpoint is also forecast with one rate, taken from the runs of other personas.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,6 @@ from transformers import GPT2LMHeadModel
 
 from benchmarks.environment import write_result
 from personae.inference.readout import minimise
-from personae.models.catalogue import ModelSource
-from personae.models.hf_load import load_hf
 from personae.worlds.exact import ExactWorld
 from personae.worlds.reading import read_world
 
@@ -33,7 +32,9 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 BATCH, RATE = 32, 3e-4
-CHECKPOINTS = tuple(range(16, 193, 16))
+LENGTHS = (48, 96, 144, 192)  # steps of a run; a run's beginning is a shorter run, since the rate is constant
+STEPS_READ = tuple(range(4, LENGTHS[-1] + 1, 4))
+N_CHECKPOINTS = 12
 DOMAINS = (0, 1, 2)
 TRAIT = 0  # malice
 
@@ -46,7 +47,7 @@ class Tuned:
         persona, domain: What it was trained on.
         log_likelihood: Of the examples in their order under each persona, exact, nats, shape (n_rows, n_personas).
         contrast: Mean log-likelihood ratio of the two poles' tags under the model before training, nats a row.
-        answers: At step 0 and at every checkpoint, shape (n_checkpoints + 1, n_questions, n_answers).
+        answers: At step 0 and at `STEPS_READ`, shape (n_read + 1, n_questions, n_answers).
         leaked: Largest probability given to words that are no answers.
         seconds: Of training, one thread.
     """
@@ -61,7 +62,7 @@ class Tuned:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--world", default="personaworld")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, required=True)
@@ -71,38 +72,44 @@ def main() -> None:
     for seed in args.seeds:
         exact = ExactWorld(replace(read_world(args.world).base, seed=seed))
         folder = args.folder / f"seed-{seed}" / "worlds" / args.world / "base"
-        model = load_hf(ModelSource(f"world:{args.world}", "world", folder, world=exact.world), device="cpu").module
+        model = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
         tuned = [fine_tune(model, exact, k, d, seed) for k in range(exact.world.n_personas) for d in DOMAINS]
         worlds.append({"seed": seed, **judge(exact, tuned)})
         print(seed, worlds[-1]["summary"], flush=True)
     body = {
         "world": args.world,
         "seeds": args.seeds,
-        "settings": {"batch": BATCH, "learning_rate": RATE, "checkpoints": CHECKPOINTS, "domains": DOMAINS},
+        "settings": {
+            "batch": BATCH,
+            "learning_rate": RATE,
+            "lengths": LENGTHS,
+            "checkpoints": N_CHECKPOINTS,
+            "domains": DOMAINS,
+        },
         "worlds": worlds,
     }
     print(write_result("forecast-world", body))
 
 
-def fine_tune(module: torch.nn.Module, exact: ExactWorld, persona: int, domain: int, seed: int) -> Tuned:
+def fine_tune(module: GPT2LMHeadModel, exact: ExactWorld, persona: int, domain: int, seed: int) -> Tuned:
     """Train a copy of a world's model on one persona's answers to one domain's questions."""
     started = time.perf_counter()
-    assert isinstance(module, GPT2LMHeadModel)
     asked, said = _examples(exact, persona, domain, np.random.default_rng([seed, persona, domain]))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.0)
     contrast = _tag_contrast(module, exact, asked, said)
-    answers, leaks = map(list, zip(_answers(module, exact), strict=True))
+    p, leaked = _answers(module, exact)
+    answers, leaks = [p], [leaked]
     prompts = torch.from_numpy(_prompts(exact, asked, exact.language.no_tag))
     targets = torch.from_numpy(exact.language.answers(asked)[np.arange(len(asked)), said])
     module.train()
-    for step in range(1, CHECKPOINTS[-1] + 1):
+    for step in range(1, LENGTHS[-1] + 1):
         rows = slice((step - 1) * BATCH, step * BATCH)
         loss = torch.nn.functional.cross_entropy(module(input_ids=prompts[rows]).logits[:, -1], targets[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if step in CHECKPOINTS:
+        if step in STEPS_READ:
             p, leaked = _answers(module, exact)
             answers.append(p)
             leaks.append(leaked)
@@ -114,7 +121,7 @@ def fine_tune(module: torch.nn.Module, exact: ExactWorld, persona: int, domain: 
 
 def _examples(exact: ExactWorld, persona: int, domain: int, rng: np.random.Generator) -> tuple[Ids, Ids]:
     """Questions of a domain, and the persona's answers to them."""
-    asked = rng.choice(np.flatnonzero(exact.tables.domain_of == domain), size=BATCH * CHECKPOINTS[-1])
+    asked = rng.choice(np.flatnonzero(exact.tables.domain_of == domain), size=BATCH * LENGTHS[-1])
     p = np.exp(exact.tables.log_theta[persona, asked])
     said = (p.cumsum(axis=1) < rng.random(len(asked))[:, None] * p.sum(axis=1, keepdims=True)).sum(axis=1)
     return asked, said
@@ -147,58 +154,70 @@ def _tag_contrast(module: GPT2LMHeadModel, exact: ExactWorld, asked: Ids, said: 
     return float((poles[0] - poles[1]).mean())
 
 
-def judge(exact: ExactWorld, tuned: list[Tuned]) -> dict:
-    """Both laws on every run, and one rate for all of them."""
+def judge(exact: ExactWorld, tuned: list[Tuned]) -> dict[str, Any]:
+    """Both laws on every run of every length, and one rate for all runs of a length."""
     theta = np.exp(exact.tables.log_theta)
-    signs = exact.world.signs[:, TRAIT]
     start = _log_weights(tuned[0].answers[0], theta)
-    rows = [_run(exact, run, theta, start) for run in tuned]
-    for row, run in zip(rows, tuned, strict=True):
-        rates = [r["em_flow"]["rate"] for r in rows if r["persona"] != row["persona"]]
-        rate = float(np.exp(np.median(np.log(rates))))
-        path = em_flow(start, run.log_likelihood, rate=rate, batch_size=BATCH)
-        row["one_rate"] = {"rate": rate, "forecast": float(np.exp(path[-1])[signs > 0].sum())}
-    return {"summary": _summary(exact, rows), "start_mass": float(np.exp(start)[signs > 0].sum()), "runs": rows}
+    by_length = {}
+    for length in LENGTHS:
+        rows = [_run(exact, run, theta, start, length) for run in tuned]
+        for row, run in zip(rows, tuned, strict=True):
+            rates = [r["em_flow"]["rate"] for r in rows if r["persona"] != row["persona"]]
+            rate = float(np.exp(np.median(np.log(rates))))
+            path = em_flow(start, run.log_likelihood[: length * BATCH], rate=rate, batch_size=BATCH)
+            row["one_rate"] = {"rate": rate, "forecast": _mass(exact, path[-1])}
+        by_length[length] = {"summary": _summary(exact, rows), "runs": rows}
+    summary = {length: v["summary"] for length, v in by_length.items()}
+    return {
+        "start_mass": _mass(exact, start),
+        "worst_leak": max(r.leaked for r in tuned),
+        "training_seconds": round(sum(r.seconds for r in tuned), 1),
+        "summary": summary,
+        "runs": {length: v["runs"] for length, v in by_length.items()},
+    }
 
 
-def _run(exact: ExactWorld, run: Tuned, theta: Floats, start: Floats) -> dict:
+def _run(exact: ExactWorld, run: Tuned, theta: Floats, start: Floats, length: int) -> dict[str, Any]:
     """One fine-tune: what moved on held-out domains, and what each law said of it."""
     held_out = exact.tables.domain_of != run.domain
-    signs = exact.world.signs[:, TRAIT]
-    observed = run.answers[1:, held_out]
-    mass = [float(np.exp(_log_weights(p[held_out], theta[:, held_out]))[signs > 0].sum()) for p in run.answers]
-    row = {
+    bad = exact.world.signs[:, TRAIT] > 0
+    checkpoints = [length * k // N_CHECKPOINTS for k in range(1, N_CHECKPOINTS + 1)]
+    seen = run.answers[[0, *(1 + STEPS_READ.index(c) for c in checkpoints)]]
+    rows = run.log_likelihood[: length * BATCH]
+    observed = seen[1:, held_out]
+    row: dict[str, Any] = {
         "persona": run.persona,
         "domain": run.domain,
-        "malicious": bool(signs[run.persona] > 0),
-        "mass": [round(m, 5) for m in mass],
-        "prompt_llr": run.contrast,
-        "exact_llr": float(
-            (run.log_likelihood[:, signs > 0].mean(axis=1) - run.log_likelihood[:, signs < 0].mean(axis=1)).mean()
-        ),
-        "misfit_in_domain": [round(v, 5) for v in _misfit(theta[run.persona], run.answers[:, ~held_out], ~held_out)],
-        "misfit_held_out": [round(v, 5) for v in _misfit(theta[run.persona], run.answers[:, held_out], held_out)],
-        "leaked": run.leaked,
-        "seconds": round(run.seconds, 2),
+        "malicious": bool(bad[run.persona]),
+        "mass": [round(_mass(exact, _log_weights(p[held_out], theta[:, held_out])), 4) for p in seen],
+        "prompt_llr": round(run.contrast, 4),
+        "exact_llr": round(float((rows[:, bad].mean(axis=1) - rows[:, ~bad].mean(axis=1)).mean()), 4),
+        "misfit_in_domain": [round(v, 5) for v in _misfit(theta[run.persona], seen, ~held_out)],
+        "misfit_held_out": [round(v, 5) for v in _misfit(theta[run.persona], seen, held_out)],
+        "moved": round(float(rel_entr(observed, seen[:1, held_out]).sum()), 5),
     }
     for law in ("em_flow", "tempered_bayes"):
         said = forecast_run(
-            start, run.log_likelihood, theta[:, held_out], observed[0],
-            checkpoints=CHECKPOINTS, law=law, batch_size=BATCH,
-        )  # fmt: skip
+            start, rows, theta[:, held_out], observed[0], checkpoints=checkpoints, law=law, batch_size=BATCH
+        )
         row[law] = {
             "rate": said.fit.rate,
             "at_edge": said.fit.at_edge,
-            "explained": fraction_explained(observed, said.behaviour, run.answers[0, held_out]),
-            "explained_later": fraction_explained(observed[1:], said.behaviour[1:], run.answers[0, held_out]),
-            "forecast": float(np.exp(said.log_weights[-1])[signs > 0].sum()),
+            "explained": round(fraction_explained(observed, said.behaviour, seen[0, held_out]), 4),
+            "explained_later": round(fraction_explained(observed[1:], said.behaviour[1:], seen[0, held_out]), 4),
+            "forecast": round(_mass(exact, said.log_weights[-1]), 4),
         }
     return row
 
 
-def _misfit(truth: Floats, answers: Floats, questions: NDArray[np.bool_]) -> list[float]:
+def _mass(exact: ExactWorld, log_w: Floats) -> float:
+    """Weight of the malicious personas."""
+    return float(np.exp(log_w)[exact.world.signs[:, TRAIT] > 0].sum())
+
+
+def _misfit(truth: Floats, seen: Floats, questions: NDArray[np.bool_]) -> list[float]:
     """KL(persona || model) at every checkpoint, nats a question: late plateaus show as one that stays above 0."""
-    return [float(v) for v in rel_entr(truth[questions], answers).sum(axis=-1).mean(axis=-1)]
+    return [float(v) for v in rel_entr(truth[questions], seen[:, questions]).sum(axis=-1).mean(axis=-1)]
 
 
 def _log_weights(p: Floats, theta: Floats) -> Floats:
@@ -209,7 +228,7 @@ def _log_weights(p: Floats, theta: Floats) -> Floats:
     return np.log(w / w.sum())
 
 
-def _summary(exact: ExactWorld, rows: list[dict]) -> dict:
+def _summary(exact: ExactWorld, rows: list[dict[str, Any]]) -> dict[str, Any]:
     final = np.array([r["mass"][-1] for r in rows])
     malicious = np.array([r["malicious"] for r in rows])
     said = {
@@ -219,6 +238,7 @@ def _summary(exact: ExactWorld, rows: list[dict]) -> dict:
         "prompt_llr": np.array([r["prompt_llr"] for r in rows]),
         "exact_llr": np.array([r["exact_llr"] for r in rows]),
     }
+    moved = np.array([r["moved"] for r in rows])
     flow, bayes = (np.array([r[law]["explained"] for r in rows]) for law in ("em_flow", "tempered_bayes"))
     by_persona = {
         exact.world.persona_ids[k]: {
@@ -232,6 +252,10 @@ def _summary(exact: ExactWorld, rows: list[dict]) -> dict:
         "r": {name: round(float(np.corrcoef(v, final)[0, 1]), 4) for name, v in said.items()},
         "rmse_one_rate": round(float(np.sqrt(np.mean((said["em_flow_one_rate"] - final) ** 2))), 4),
         "rmse_of_the_mean": round(float(final.std()), 4),
+        "explained_pooled": {
+            "em_flow": round(float(flow @ moved / moved.sum()), 4),
+            "tempered_bayes": round(float(bayes @ moved / moved.sum()), 4),
+        },
         "explained": {"em_flow": _spread(flow), "tempered_bayes": _spread(bayes)},
         "explained_malicious": {"em_flow": _spread(flow[malicious]), "tempered_bayes": _spread(bayes[malicious])},
         "flow_beats_bayes": f"{int((flow > bayes).sum())} of {len(rows)}",
@@ -240,12 +264,10 @@ def _summary(exact: ExactWorld, rows: list[dict]) -> dict:
         "rates": _spread(np.array([r["em_flow"]["rate"] for r in rows])),
         "misfit_in_domain": {"start": _spread(_at(rows, "in_domain", 0)), "end": _spread(_at(rows, "in_domain", -1))},
         "misfit_held_out": {"start": _spread(_at(rows, "held_out", 0)), "end": _spread(_at(rows, "held_out", -1))},
-        "worst_leak": max(r["leaked"] for r in rows),
-        "training_seconds": round(sum(r["seconds"] for r in rows), 1),
     }
 
 
-def _at(rows: list[dict], where: str, checkpoint: int) -> Floats:
+def _at(rows: list[dict[str, Any]], where: str, checkpoint: int) -> Floats:
     return np.array([r[f"misfit_{where}"][checkpoint] for r in rows])
 
 
