@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from personae.inference.flow import em_flow, forecast_run, fraction_explained
 from scipy.special import rel_entr
 from transformers import GPT2LMHeadModel
 
 from benchmarks.environment import write_result
+from personae.inference.flow import em_flow, forecast_run, fraction_explained
 from personae.inference.readout import minimise
 from personae.worlds.exact import ExactWorld
 from personae.worlds.reading import read_world
