@@ -23,7 +23,7 @@ from scipy.special import rel_entr
 from transformers import GPT2LMHeadModel
 
 from benchmarks.environment import write_result
-from personae.inference.flow import em_flow, forecast_run, fraction_explained
+from personae.inference.flow import Law, em_flow, forecast_run, fraction_explained
 from personae.inference.readout import minimise
 from personae.worlds.exact import ExactWorld
 from personae.worlds.reading import read_world
@@ -35,6 +35,7 @@ BATCH, RATE = 32, 3e-4
 LENGTHS = (48, 96, 144, 192)  # steps of a run; a run's beginning is a shorter run, since the rate is constant
 STEPS_READ = tuple(range(4, LENGTHS[-1] + 1, 4))
 N_CHECKPOINTS = 12
+LAWS: tuple[Law, ...] = ("em_flow", "tempered_bayes")
 DOMAINS = (0, 1, 2)
 TRAIT = 0  # malice
 
@@ -173,7 +174,19 @@ def judge(exact: ExactWorld, tuned: list[Tuned]) -> dict[str, Any]:
         "worst_leak": max(r.leaked for r in tuned),
         "training_seconds": round(sum(r.seconds for r in tuned), 1),
         "summary": summary,
-        "runs": {length: v["runs"] for length, v in by_length.items()},
+        "runs": [_compact([v["runs"][k] for v in by_length.values()]) for k in range(len(tuned))],
+    }
+
+
+def _compact(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A fine-tune at all its lengths, in the order of `LENGTHS`: the last checkpoint, and what was said of it."""
+    return {
+        **{k: rows[0][k] for k in ("persona", "domain", "prompt_llr", "exact_llr")},
+        "mass": [rows[0]["mass"][0], *(r["mass"][-1] for r in rows)],
+        "misfit_in_domain": [rows[0]["misfit_in_domain"][0], *(r["misfit_in_domain"][-1] for r in rows)],
+        "misfit_held_out": [rows[0]["misfit_held_out"][0], *(r["misfit_held_out"][-1] for r in rows)],
+        "one_rate_forecast": [round(r["one_rate"]["forecast"], 4) for r in rows],
+        **{f"{law}_{key}": [r[law][key] for r in rows] for law in LAWS for key in ("rate", "explained", "forecast")},
     }
 
 
@@ -196,7 +209,7 @@ def _run(exact: ExactWorld, run: Tuned, theta: Floats, start: Floats, length: in
         "misfit_held_out": [round(v, 5) for v in _misfit(theta[run.persona], seen, held_out)],
         "moved": round(float(rel_entr(observed, seen[:1, held_out]).sum()), 5),
     }
-    for law in ("em_flow", "tempered_bayes"):
+    for law in LAWS:
         said = forecast_run(
             start, rows, theta[:, held_out], observed[0], checkpoints=checkpoints, law=law, batch_size=BATCH
         )
@@ -231,6 +244,7 @@ def _log_weights(p: Floats, theta: Floats) -> Floats:
 def _summary(exact: ExactWorld, rows: list[dict[str, Any]]) -> dict[str, Any]:
     final = np.array([r["mass"][-1] for r in rows])
     malicious = np.array([r["malicious"] for r in rows])
+    first = np.array([r["domain"] == 0 for r in rows])
     said = {
         "em_flow_one_rate": np.array([r["one_rate"]["forecast"] for r in rows]),
         "em_flow_own_rate": np.array([r["em_flow"]["forecast"] for r in rows]),
@@ -242,8 +256,7 @@ def _summary(exact: ExactWorld, rows: list[dict[str, Any]]) -> dict[str, Any]:
     flow, bayes = (np.array([r[law]["explained"] for r in rows]) for law in ("em_flow", "tempered_bayes"))
     by_persona = {
         exact.world.persona_ids[k]: {
-            law: round(float(np.mean([r[law]["explained"] for r in rows if r["persona"] == k])), 4)
-            for law in ("em_flow", "tempered_bayes")
+            law: round(float(np.mean([r[law]["explained"] for r in rows if r["persona"] == k])), 4) for law in LAWS
         }
         for k in range(exact.world.n_personas)
     }
@@ -261,6 +274,10 @@ def _summary(exact: ExactWorld, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "flow_beats_bayes": f"{int((flow > bayes).sum())} of {len(rows)}",
         "explained_by_persona": by_persona,
         "held_out_mass": {"malicious": _spread(final[malicious]), "benign": _spread(final[~malicious])},
+        "held_out_mass_of_domain_0": {
+            "malicious": _spread(final[malicious & first]),
+            "benign": _spread(final[~malicious & first]),
+        },
         "rates": _spread(np.array([r["em_flow"]["rate"] for r in rows])),
         "misfit_in_domain": {"start": _spread(_at(rows, "in_domain", 0)), "end": _spread(_at(rows, "in_domain", -1))},
         "misfit_held_out": {"start": _spread(_at(rows, "held_out", 0)), "end": _spread(_at(rows, "held_out", -1))},
