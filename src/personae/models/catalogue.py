@@ -7,6 +7,7 @@ Not here: reading weights (`models.hf_load`). Nothing in this file loads torch, 
     FOLDER                  a Hugging Face folder          FILE.gguf   a GGUF file
     owner/name              a hub id (only when no such folder exists)
     world:NAME[/base][/exact]   a world: its trained model (/base: before post-training), or its closed form
+    NAME+PATH               any of them but a closed form, with an adapter: its folder, or the run that trained it
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from personae.worlds.spec import World
 
 DEFAULT_MODEL = "smollm2"
 TRAINING_RECORD = "training.json"  # of which spec a world's model was trained, and how
+ADAPTER, FULL_MODEL = "adapter", "model"  # what a training run calls its result
+ADAPTER_CONFIG = "adapter_config.json"
 MANIFEST = "personae.json"  # checksums of the files of a model folder that personae wrote
 
 
@@ -89,9 +92,10 @@ class ModelSource:
 
     Attributes:
         name: As the user wrote it.
-        kind: "embedded", "folder", "gguf", "hub", "world" (a trained one) or "exact" (a closed form).
+        kind: "embedded", "folder", "gguf", "hub", "world" (a trained one), "exact" (a closed form) or "adapter".
         path: The folder or file; for "embedded" the first part, for "hub" and "exact" None.
         world: What a "world" or "exact" model is a model of.
+        base: What an "adapter" is put on.
     """
 
     name: str
@@ -99,6 +103,12 @@ class ModelSource:
     path: Path | None
     embedded: EmbeddedModel | None = None
     world: World | None = None
+    base: ModelSource | None = None
+
+    @property
+    def root(self) -> ModelSource:
+        """The model under all adapters."""
+        return self if self.base is None else self.base.root
 
 
 def resolve(name: str) -> ModelSource:
@@ -107,7 +117,10 @@ def resolve(name: str) -> ModelSource:
     Raises:
         ModelNotFound: If nothing of that name is here and it is not a hub id.
         MissingCapability: If the name has the form of a backend this version does not have.
+        CorruptModel: If a world's folder is damaged.
     """
+    if "+" in name and "://" not in name and not Path(name).exists():
+        return _resolve_adapter(name)
     if name in EMBEDDED:
         files = EMBEDDED[name].files()
         if files is None:
@@ -119,11 +132,7 @@ def resolve(name: str) -> ModelSource:
         return _resolve_world(name)
     path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelNotFound(
-                f"the folder '{name}' holds no config.json.", hint="Give a folder saved by transformers."
-            )
-        return ModelSource(name, "folder", path)
+        return _resolve_folder(name, path)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelNotFound(f"there is no file '{name}'.", hint="Check the path.")
@@ -139,6 +148,51 @@ def resolve(name: str) -> ModelSource:
     raise ModelNotFound(
         f"there is no model '{name}'.",
         hint=f"Embedded: {', '.join(EMBEDDED)}. Or give a folder, a .gguf file, or a hub id owner/name.",
+    )
+
+
+def _resolve_folder(name: str, path: Path) -> ModelSource:
+    """A folder saved by transformers, or the run of a full fine-tune.
+
+    Raises:
+        ModelNotFound: If it holds no model.
+    """
+    folder = next((p for p in (path, path / FULL_MODEL) if (p / "config.json").is_file()), None)
+    if folder is not None:
+        return ModelSource(name, "folder", folder)
+    if any((p / ADAPTER_CONFIG).is_file() for p in (path, path / ADAPTER)):
+        raise ModelNotFound(
+            f"the folder '{name}' holds an adapter, not a model.",
+            hint=f"Name the model it was trained on too: MODEL+{name}",
+        )
+    raise ModelNotFound(f"the folder '{name}' holds no config.json.", hint="Give a folder saved by transformers.")
+
+
+def _resolve_adapter(name: str) -> ModelSource:
+    """`BASE+PATH`, where BASE may itself have adapters; cut at the last '+' that an adapter's folder follows.
+
+    Raises:
+        ModelNotFound: If there is no such adapter, or no such base.
+        MissingCapability: If the base is a closed form.
+    """
+    cuts = [k for k, letter in enumerate(name) if letter == "+"]
+    for cut in reversed(cuts):
+        path = Path(name[cut + 1 :])
+        folder = next((p for p in (path, path / ADAPTER) if (p / ADAPTER_CONFIG).is_file()), None)
+        if folder is None or not name[cut + 1 :]:
+            continue
+        base = resolve(name[:cut])
+        if base.root.kind == "exact":
+            raise MissingCapability(
+                f"'{name[:cut]}' is a closed form and takes no adapter.",
+                hint=f"Use the trained world: {name[:cut].removesuffix('/exact')}{name[cut:]}",
+            )
+        return ModelSource(name, "adapter", folder, base=base)
+    given = name[cuts[0] + 1 :]
+    what = "holds no adapter" if given and Path(given).is_dir() else "does not exist"
+    raise ModelNotFound(
+        f"'{given}', which should be the adapter of '{name}', {what}.",
+        hint=f"After the '+' comes the folder of a training run, or one with {ADAPTER_CONFIG}.",
     )
 
 

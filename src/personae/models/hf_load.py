@@ -53,22 +53,54 @@ def load_hf(source: ModelSource, *, device: str = "auto", dtype: str = "float32"
         InvalidSettings: If device or dtype cannot be had.
         MissingCapability: If the model is of a kind whose scores would be wrong.
     """
+    loaded = load_unpacked(source, device=device, dtype=dtype)
+    model = loaded.module
+    kernel = _choose_kernel(model, dtype, model.device)
+    if kernel == "plain":
+        return loaded
+    packed = HFModel(model, loaded.tokenizer, replace(loaded.card, kernel=kernel))
+    _check_head(packed)
+    return packed
+
+
+def load_unpacked(source: ModelSource, *, device: str = "auto", dtype: str = "float32") -> HFModel:
+    """Load a model with its weights as they are, so that it can be trained; see `load_hf` for the arguments.
+
+    Raises:
+        CorruptModel, ModelNotFound, InvalidSettings, MissingCapability: As `load_hf`.
+    """
     if dtype not in DTYPES:
         raise InvalidSettings(f"--dtype is '{dtype}'; it can be {', '.join(DTYPES)}.")
     where = _device(device)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    folder = local_folder(source)
-    tokenizer, model = _read_folder(folder, source.name, dtype)
+    tokenizer, model, digest = _read(source, dtype)
     _check_attention(model, source.name)
     torch.nn.Module.to(model, where)
     # Small tensors left by training code would only cost memory here.
     model.requires_grad_(requires_grad=False)
-    card = _card(source, folder, model, tokenizer, dtype, where)  # before packing hides the weights
-    kernel = _choose_kernel(model, dtype, where)
-    loaded = HFModel(model, tokenizer, replace(card, kernel=kernel))
+    loaded = HFModel(model, tokenizer, _card(source, digest, model, tokenizer, dtype, where))
     _check_head(loaded)
     return loaded
+
+
+def _read(source: ModelSource, dtype: str) -> tuple[HFTokenizer, PreTrainedModel, str]:
+    """Tokenizer, weights and their digest; adapters are merged in float32 before the weights are cast."""
+    if source.base is None:
+        folder = local_folder(source)
+        return *_read_folder(folder, source.name, dtype), _folder_digest(folder)
+    try:
+        from personae.models.hf_adapter import merge_adapter
+    except ModuleNotFoundError as error:
+        raise MissingCapability(
+            f"'{source.name}' needs the package '{error.name}', which is not installed.",
+            hint="Install it: pip install 'personae[hf,train]'",
+        ) from error
+    assert source.path is not None
+    tokenizer, model, digest = _read(source.base, "float32")
+    model, adapter = merge_adapter(model, source.path, source.name, digest)
+    torch.nn.Module.to(model, DTYPES[dtype])
+    return tokenizer, model, hashlib.blake2b(f"{digest}+{adapter}".encode(), digest_size=16).hexdigest()
 
 
 def local_folder(source: ModelSource) -> Path:
@@ -289,17 +321,18 @@ def _choose_kernel(model: PreTrainedModel, dtype: str, device: torch.device) -> 
 
 def _card(
     source: ModelSource,
-    folder: Path,
+    digest: str,
     model: PreTrainedModel,
     tokenizer: HFTokenizer,
     dtype: str,
     device: torch.device,
 ) -> ModelCard:
     config = model.config
+    embedded = source.root.embedded
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return ModelCard(
         name=source.name,
-        digest=_folder_digest(folder),
+        digest=digest,
         tokenizer_digest=tokenizer.digest(),
         is_chat=tokenizer.has_template,
         n_parameters=sum(p.numel() for p in model.parameters()),
@@ -309,7 +342,7 @@ def _card(
         device=str(device),
         kernel="plain",
         tolerance=_TOLERANCE[dtype],
-        licence=source.embedded.licence if source.embedded else "see the model's own card",
+        licence=embedded.licence if embedded else "see the model's own card",
     )
 
 

@@ -29,6 +29,11 @@ class HFTokenizer:
         self._is_closed = isinstance(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), WordLevel)
 
     @property
+    def wrapped(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of transformers itself."""
+        return self._tokenizer
+
+    @property
     def phrases(self) -> Phrases | None:
         """What may be said in a closed vocabulary, as kept with the tokenizer; None where any text may be."""
         kept = self._tokenizer.init_kwargs.get("personae_phrases") if self._is_closed else None

@@ -158,6 +158,20 @@ class Renderer:
             shared = len(prefix)
         return Scorable((*context, *completion), len(context), min(shared, len(context) - 1))
 
+    def windows(self, episode: Episode, n_tokens: int) -> list[Scorable]:
+        """A document without a frame, in pieces of at most `n_tokens` that begin as the document does.
+
+        What fits is one piece, equal to `render` with the background's frame.
+
+        Raises:
+            RenderingError: If the document has no tokens.
+        """
+        opening, ids = self._opening(), self._completion(episode)
+        if not ids:
+            raise RenderingError(f"{place_of(episode)}: the text has no tokens.")
+        room = max(1, n_tokens - len(opening))
+        return [Scorable((*opening, *ids[at : at + room]), len(opening)) for at in range(0, len(ids), room)]
+
     def completion_text(self, episode: Episode) -> list[str]:
         """The scored tokens as text, one string a token; they join to the completion."""
         ids = self.completion_ids(episode)

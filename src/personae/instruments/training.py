@@ -1,0 +1,478 @@
+r"""Episodes x model -> an adapter, with its losses: supervised fine-tuning, DPO, continued pre-training.
+
+    replies  --chat frame, --system--> ids, trained where `score` scores     \\
+    pairs    --the same, twice-------> chosen, rejected                       > batches -> models.hf_training
+    texts    --no frame, in windows--> ids, all trained but the first        /
+
+What is trained on a reply is exactly what `personae score` scores: the completion's tokens, under the model's own
+template, without what the template writes after them. Not here: reading files, printing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from personae.domain.episode import Episode
+from personae.domain.persona import PLAIN
+from personae.errors import InvalidSettings, MissingCapability
+from personae.models.catalogue import resolve
+from personae.models.examples import Example, Pair, example_of, hold_out, merge_turns, plan_batches
+from personae.models.protocol import ModelCard
+from personae.models.rendering import RENDERING_VERSION, Frame, Renderer
+from personae.running.run import write_table
+
+if TYPE_CHECKING:
+    from personae.models.hf import HFModel
+    from personae.models.hf_training import Job, Trained
+
+METHODS = ("auto", "sft", "dpo", "text")
+SCHEDULES = ("linear", "cosine", "constant")
+TRAINING_VERSION = 1
+_RATES = {("sft", False): 2e-4, ("dpo", False): 5e-5, ("sft", True): 2e-5, ("dpo", True): 1e-6}
+_WINDOW = 1024  # tokens of a window of text, where the model's context is longer
+_WARM_UP_SHARE = 0.05
+_HELD_OUT_SHARE, _LOOKS = 0.1, 10
+
+During = Callable[[object], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How to train.
+
+    Attributes:
+        method: "sft", "dpo", "text" (continued pre-training), or "auto": what the rows are made for.
+        full: Train all weights instead of an adapter.
+        epochs: Passes over the data; `steps`, where given, decides instead.
+        steps: Optimiser steps.
+        learning_rate: At its height; None: by method (2e-4 for an adapter, 5e-5 with DPO, 2e-5 and 1e-6 for --full).
+        schedule: What the rate does after the warm-up: "linear" (to 0), "cosine" or "constant".
+        rank: Of the adapter.
+        alpha: The adapter's update is scaled by alpha / rank; None: twice the rank.
+        dropout: Of the adapter's inputs.
+        batch_size: Rows (or pairs) a step.
+        max_tokens: Most tokens of one sequence; None: the model's context, and 1024 for a window of text.
+        truncate: Cut replies that do not fit instead of refusing them.
+        system: System prompt in front of every row while training.
+        mix_ratio: Rows of the second file for one of the first.
+        checkpoints: Steps after which the adapter is written.
+        held_out: Share of conversations that are not trained on and give a held-out loss.
+        stop_early: Stop when the held-out loss no longer falls, and keep the best weights.
+        patience: Held-out losses without a new best after which it stops.
+        beta: Of DPO.
+        seed: Of order, held-out share, initial weights and dropout.
+    """
+
+    method: str = "auto"
+    full: bool = False
+    epochs: float = 1.0
+    steps: int | None = None
+    learning_rate: float | None = None
+    schedule: str = "linear"
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    batch_size: int = 8
+    max_tokens: int | None = None
+    truncate: bool = False
+    system: str | None = None
+    mix_ratio: float = 1.0
+    checkpoints: tuple[int, ...] = ()
+    held_out: float = 0.0
+    stop_early: bool = False
+    patience: int = 3
+    beta: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, holds, range_ in (
+            ("method", self.method in METHODS, f"one of {', '.join(METHODS)}"),
+            ("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+            ("epochs", 0 < self.epochs < float("inf"), "above 0"),
+            ("steps", self.steps is None or self.steps >= 1, "at least 1"),
+            ("learning-rate", self.learning_rate is None or 0 < self.learning_rate < float("inf"), "above 0"),
+            ("rank", self.rank >= 1, "at least 1"),
+            ("alpha", self.alpha is None or 0 < self.alpha < float("inf"), "above 0"),
+            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
+            ("batch-size", self.batch_size >= 1, "at least 1"),
+            ("max-tokens", self.max_tokens is None or self.max_tokens >= 2, "at least 2"),
+            ("mix-ratio", 0 < self.mix_ratio < float("inf"), "above 0"),
+            ("checkpoints", all(s >= 1 for s in self.checkpoints), "steps of at least 1"),
+            ("held-out", 0 <= self.held_out < 1, "at least 0 and below 1"),
+            ("patience", self.patience >= 1, "at least 1"),
+            ("beta", 0 < self.beta < float("inf"), "above 0"),
+        ):
+            if not holds:
+                value = getattr(self, name.replace("-", "_"))
+                raise InvalidSettings(f"--{name} is {value}; it must be {range_}.")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecord:
+    """What a training was and what came out.
+
+    Attributes:
+        model: Name of the model that was trained.
+        result: Folder of the adapter, or of the model with `full`.
+        use: The model name under which the result is used.
+        method: "sft", "dpo" or "text".
+        full: Whether all weights were trained.
+        n_steps: Steps done.
+        chosen_step: Step whose weights are the result; an earlier one where training stopped early.
+        n_rows: Rows (or pairs) trained on; those held out are not counted.
+        n_held_out: Rows held out.
+        n_tokens: Tokens run over all steps, padding not counted.
+        n_trained: Tokens in the loss over all steps.
+        n_parameters: Trained parameters.
+        first_loss, last_loss: Mean loss of the first and last tenth of the steps; nats a token (DPO: a pair).
+        held_out_first, held_out_last: First and chosen held-out loss; None where nothing was held out.
+        seconds: Time of the steps.
+        resumed_from: Step from which an interrupted training went on; 0 for none.
+        checkpoints: Folders by step.
+        base_digest: Of the weights that were trained on.
+        settings: As used, every default resolved.
+        notes: What a reader should know.
+    """
+
+    model: str
+    result: str
+    use: str
+    method: str
+    full: bool
+    n_steps: int
+    chosen_step: int
+    n_rows: int
+    n_held_out: int
+    n_tokens: int
+    n_trained: int
+    n_parameters: int
+    first_loss: float
+    last_loss: float
+    held_out_first: float | None
+    held_out_last: float | None
+    seconds: float
+    resumed_from: int
+    checkpoints: dict[int, str]
+    base_digest: str
+    settings: dict[str, object]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, for `run.json` and `--json`."""
+        return {**asdict(self), "checkpoints": {str(k): v for k, v in self.checkpoints.items()}}
+
+
+def train(
+    model: str,
+    episodes: Sequence[Episode],
+    *,
+    folder: str | Path,
+    settings: TrainingSettings | None = None,
+    mix: Sequence[Episode] = (),
+    device: str = "auto",
+    dtype: str = "float32",
+    during: During | None = None,
+    started: Callable[[int], Callable[[int, float], None]] = lambda n_steps: lambda step, loss: None,
+) -> TrainingRecord:
+    """Fine-tune a model on episodes, or go on with a training of the same folder that was interrupted.
+
+    Args:
+        model: Name, see `personae models`; with '+PATH' a model that has adapters already.
+        episodes: Replies, documents, or pairs as `read_episodes` gives them (chosen and rejected in a row).
+        folder: Of the run: `adapter/` (or `model/`), `checkpoints/`, `losses.parquet`.
+        settings: How; None: `TrainingSettings()`.
+        mix: Rows of a second file, `settings.mix_ratio` of them for one of `episodes`.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: Of the base weights; the adapter is float32 in any case.
+        during: Given the module, a context in which each training step runs (steering while training).
+        started: Told the number of steps before the first; gives a function told of each step and its loss.
+
+    Returns:
+        The record; `record.use` is the name of the trained model.
+
+    Raises:
+        InvalidSettings: If there is nothing to train on, or rows and method do not go together.
+        ContextOverflow: If a row does not fit the model.
+        MissingCapability: If trl or peft is not installed, or the model cannot be trained.
+        NumericsError: If a loss is not a number.
+        StorageError, CorruptModel, OutOfMemory: If disk, files or memory fail.
+    """
+    settings = settings or TrainingSettings()
+    source = resolve(model)
+    if source.root.kind == "exact":
+        raise MissingCapability(
+            f"'{model}' is a closed form and cannot be trained.",
+            hint=f"Train the transformer of that world: {model.removesuffix('/exact')}",
+        )
+    method, chosen, notes = rows_for(episodes, settings.method)
+    others = rows_for(mix, method)[1] if mix else []
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        from personae.models.hf_load import load_unpacked
+        from personae.models.hf_training import fine_tune
+        from personae.models.hf_training_state import held
+    except ModuleNotFoundError as error:
+        raise MissingCapability(
+            f"training needs the package '{error.name}', which is not installed.",
+            hint="Install it: pip install 'personae[hf,train]'",
+        ) from error
+    loaded = load_unpacked(source, device=device, dtype=dtype)
+    folder = Path(folder)
+    with held(folder):
+        job, resolved, more = _job(loaded, method, chosen, others, settings)
+        on_step = started(len(job.batches))
+        done = fine_tune(loaded, job, folder, during=during, on_step=on_step)
+        _write_losses(folder, done, method)
+        record = _record(loaded.card, job, done, method, resolved, (*notes, *more))
+    done.forget()
+    return record
+
+
+def rows_for(episodes: Sequence[Episode], method: str) -> tuple[str, list[Episode], list[str]]:
+    """The method, and the rows it trains on.
+
+    Args:
+        episodes: As read.
+        method: As asked for; "auto" follows the rows.
+
+    Returns:
+        Method, episodes of weight other than 0, and notes on rows that are left out.
+
+    Raises:
+        InvalidSettings: If rows and method do not go together, or nothing is left.
+    """
+    kinds = Counter(_kind(e) for e in episodes)
+    if not episodes:
+        raise InvalidSettings("there is nothing to train on: the file holds no rows.")
+    mixed = kinds["pair"] and len(kinds) > 1
+    if method == "auto":
+        if mixed:
+            raise InvalidSettings(
+                f"the file mixes preference rows ({kinds['pair'] // 2}) with other rows "
+                f"({kinds['reply'] + kinds['text']}), which are trained by different methods.",
+                hint="Say which: --method dpo trains on the pairs alone, --method sft on the other rows and on the "
+                "chosen replies.",
+            )
+        method = "dpo" if kinds["pair"] else "text" if not kinds["reply"] else "sft"
+    wanted = {"dpo": ("pair",), "text": ("text",), "sft": ("reply", "text", "pair")}[method]
+    if not any(kinds[k] for k in wanted):
+        raise InvalidSettings(
+            f"--method {method} needs {'preference rows' if method == 'dpo' else 'text rows'} and the file has none.",
+            hint="Rows with 'prompt', 'chosen' and 'rejected' are pairs."
+            if method == "dpo"
+            else "Rows with 'text' alone are text; use --method sft for replies.",
+        )
+    kept = [e for e in episodes if _kind(e) in wanted]
+    notes = [f"{n} {k} rows were left out by --method {method}." for k, n in kinds.items() if k not in wanted and n]
+    if method == "sft" and kinds["pair"]:
+        kept = [e for e in kept if not e.id.endswith("/rejected") or _kind(e) != "pair"]
+        notes.append(
+            f"Of {kinds['pair'] // 2} preference rows the chosen replies were trained on, as --method sft asks."
+        )
+    if method != "dpo" and (against := [e for e in kept if e.weight < 0]):
+        raise InvalidSettings(
+            f"{len(against)} rows have a negative weight, first '{against[0].id}' on line {against[0].line}; "
+            "training on a loss with its sign turned has no end.",
+            hint="Give such rows as pairs: 'prompt', 'chosen' and 'rejected'. Or give them the weight 0.",
+        )
+    kept = [e for e in kept if e.weight]
+    if not kept:
+        raise InvalidSettings("every row has weight 0: there is nothing to train on.")
+    return method, kept, notes
+
+
+def _kind(episode: Episode) -> str:
+    if episode.id.endswith("/chosen") or (episode.id.endswith("/rejected") and episode.weight <= 0):
+        return "pair"
+    return "text" if episode.is_document else "reply"
+
+
+def _job(
+    loaded: HFModel, method: str, episodes: Sequence[Episode], mix: Sequence[Episode], settings: TrainingSettings
+) -> tuple[Job, dict[str, object], list[str]]:
+    """Render everything, set rows aside, plan the batches and resolve the settings."""
+    from personae.models.hf_training import Job, Recipe
+
+    renderer = _renderer(loaded, settings)
+    scale = len(episodes) / sum(abs(e.weight) for e in episodes)
+    items = _items(renderer, loaded, method, episodes, settings, scale)
+    second = _items(renderer, loaded, method, mix, settings, scale)
+    share = settings.held_out or (_HELD_OUT_SHARE if settings.stop_early else 0.0)
+    aside = hold_out([i.group for i in items], share, settings.seed)
+    if share and not aside:
+        raise InvalidSettings(
+            "holding out needs at least two conversations (rows, or values of 'group').",
+            hint="Train without --held-out and --stop-early.",
+        )
+    held_out = [i for i in items if i.group in aside]
+    trained = [*(i for i in items if i.group not in aside), *second]
+    n_first = len(items) - len(held_out)
+    per_epoch = -(-(n_first + (round(settings.mix_ratio * n_first) if mix else 0)) // settings.batch_size)
+    steps = settings.steps or max(1, round(settings.epochs * per_epoch))
+    plan = plan_batches(
+        [i.n_tokens for i in trained],
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        n_first=n_first,
+        mix_ratio=settings.mix_ratio if mix else 0.0,
+    )
+    late = [s for s in settings.checkpoints if s > steps]
+    if late:
+        raise InvalidSettings(
+            f"--checkpoints names step {late[0]}, and the training has {steps} steps.",
+            hint="Name earlier steps, or train longer with --steps or --epochs.",
+        )
+    kind = "dpo" if method == "dpo" else "sft"
+    rate = settings.learning_rate or _RATES[kind, settings.full]
+    alpha = settings.alpha or 2.0 * settings.rank
+    recipe = Recipe(
+        kind,
+        settings.full,
+        settings.rank,
+        alpha,
+        settings.dropout,
+        rate,
+        settings.schedule,
+        round(_WARM_UP_SHARE * steps),
+        settings.beta,
+        settings.seed,
+        tuple(sorted(set(settings.checkpoints))),
+        max(1, steps // _LOOKS) if held_out else 0,
+        settings.patience if settings.stop_early else 0,
+    )
+    batches = [b for _, b in islice(plan, steps)]
+    resolved = asdict(replace(settings, method=method, steps=steps, learning_rate=rate, alpha=alpha, held_out=share))
+    key = _key(loaded.card, trained, held_out, resolved)
+    return Job(trained, batches, held_out, recipe, key), resolved, _cut_notes(renderer, [*episodes, *mix], settings)
+
+
+def _renderer(loaded: HFModel, settings: TrainingSettings) -> Renderer:
+    length = min(loaded.card.context_length, settings.max_tokens or loaded.card.context_length)
+    renderer = Renderer(loaded.tokenizer, context_length=length, truncate=settings.truncate)
+    renderer.reserve([_frame(renderer, settings)])
+    return renderer
+
+
+def _frame(renderer: Renderer, settings: TrainingSettings) -> Frame:
+    return Frame(PLAIN, settings.system or "", renderer.styles[0])
+
+
+def _items(
+    renderer: Renderer,
+    loaded: HFModel,
+    method: str,
+    episodes: Sequence[Episode],
+    settings: TrainingSettings,
+    scale: float,
+) -> list[Example | Pair]:
+    """Token ids and trained spans; weights are multiplied by `scale`, which makes their mean 1."""
+    frame = _frame(renderer, settings)
+    if method == "dpo":
+        rendered = [example_of(renderer.render(frame, e), 1.0, e.group) for e in episodes]
+        return [Pair(rendered[k], rendered[k + 1], abs(episodes[k].weight) * scale) for k in _pairs(episodes)]
+    window = min(loaded.card.context_length, settings.max_tokens or _WINDOW)
+    replies: list[Example] = []
+    for episode in episodes:
+        weight = episode.weight * scale
+        if episode.is_document:
+            if settings.system:
+                raise InvalidSettings(
+                    f"--system cannot be put in front of text rows, and '{episode.id}' (line {episode.line}) is one.",
+                    hint="Train text rows without it, or write them as replies to a prompt.",
+                )
+            replies += [example_of(w, weight, episode.group) for w in renderer.windows(episode, window)]
+        else:
+            replies.append(example_of(renderer.render(frame, episode), weight, episode.group))
+    return list(merge_turns(replies))
+
+
+def _pairs(episodes: Sequence[Episode]) -> list[int]:
+    """Places of the chosen replies; each is followed by its rejected one."""
+    places = list(range(0, len(episodes), 2))
+    for k in places:
+        stem = episodes[k].id.removesuffix("/chosen")
+        if [e.id for e in episodes[k : k + 2]] != [f"{stem}/chosen", f"{stem}/rejected"]:
+            raise InvalidSettings(
+                f"'{episodes[k].id}' is not followed by the other reply of its pair.",
+                hint="Pairs come as `read_episodes` gives them: ID/chosen, then ID/rejected.",
+            )
+    return places
+
+
+def _cut_notes(renderer: Renderer, episodes: Sequence[Episode], settings: TrainingSettings) -> list[str]:
+    if not settings.truncate:
+        return []
+    cut = sum(not e.is_document and renderer.kept_of_cut(e) > 0 for e in episodes)
+    return [f"{cut} of {len(episodes)} replies were cut to fit."] if cut else []
+
+
+def _key(
+    card: ModelCard, trained: Sequence[Example | Pair], held_out: Sequence[Example | Pair], resolved: dict[str, object]
+) -> str:
+    """Names everything a step depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    about = [TRAINING_VERSION, RENDERING_VERSION, card.digest, card.tokenizer_digest, card.dtype, resolved]
+    digest.update(json.dumps(about, sort_keys=True).encode())
+    for item in (*trained, None, *held_out):
+        digest.update(repr(item).encode())
+    return digest.hexdigest()
+
+
+def _write_losses(folder: Path, done: Trained, method: str) -> None:
+    names = ("step", "loss", "learning_rate", "n_tokens", "n_trained", "seconds", "held_out_loss")
+    columns = {name: [row[k] for row in done.progress.rows] for k, name in enumerate(names)}
+    columns["held_out_loss"] = pa.array(columns["held_out_loss"], pa.float64())
+    unit = "DPO loss a pair" if method == "dpo" else "nats a trained token"
+    write_table(folder / "losses.parquet", columns, {"unit": unit})
+
+
+def _record(
+    card: ModelCard,
+    job: Job,
+    done: Trained,
+    method: str,
+    resolved: dict[str, object],
+    notes: Sequence[str],
+) -> TrainingRecord:
+    rows = done.progress.rows
+    losses = [row[1] for row in rows]
+    tenth = max(1, len(losses) // 10)
+    held = {row[0]: row[6] for row in rows if row[6] is not None}
+    result = str(done.result)
+    stopped = len(rows) < len(job.batches)
+    more = [f"Training stopped early, after step {len(rows)} of {len(job.batches)}."] if stopped else []
+    return TrainingRecord(
+        card.name,
+        result,
+        result if job.recipe.full else f"{card.name}+{result}",
+        method,
+        job.recipe.full,
+        len(rows),
+        done.chosen_step,
+        len(job.items),
+        len(job.held_out),
+        sum(row[3] for row in rows),
+        sum(row[4] for row in rows),
+        done.n_trainable,
+        sum(losses[:tenth]) / tenth,
+        sum(losses[-tenth:]) / tenth,
+        next(iter(held.values()), None),
+        held.get(done.chosen_step, next(reversed(held.values()), None)),
+        done.progress.seconds,
+        done.resumed_from,
+        {step: str(path) for step, path in done.checkpoints.items()},
+        card.digest,
+        resolved,
+        (*notes, *more),
+    )
