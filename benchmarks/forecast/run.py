@@ -1,0 +1,61 @@
+"""Run the forecast benchmark: train, measure, read the forecasters; each result is stored when it is there.
+
+    python -m benchmarks.forecast.run train measure --folder FOLDER [--evals FOLDER] [--only smollm2] [--until 14:20]
+
+FOLDER keeps files, adapters and item scores (large); `benchmarks/results/forecast/` gets one small file a run. What is
+done is not done again, so a killed benchmark goes on with the same command. `--until` (UTC) ends it between two runs;
+the order of `manifest` makes what is done by then a balanced set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.forecast.manifest import Run, manifest
+from benchmarks.forecast.work import train_run
+
+Stage = Callable[[Run, argparse.Namespace], str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("stages", nargs="+", choices=list(STAGES))
+    parser.add_argument("--folder", type=Path, default=Path("runs/forecast-benchmark"))
+    parser.add_argument("--evals", type=Path, help="folder of statements of Perez et al. 2022, one .jsonl a behaviour")
+    parser.add_argument("--only", help="runs whose id contains this")
+    parser.add_argument("--until", type=_clock, help="hour and minute, UTC")
+    args = parser.parse_args()
+    for run in manifest():
+        if args.only and args.only not in run.id:
+            continue
+        if run.dataset.kind == "opinion" and args.evals is None:
+            print(f"{run.id}: left out, it needs --evals", flush=True)
+            continue
+        for stage in args.stages:
+            if args.until and datetime.datetime.now(datetime.UTC).time() > args.until:
+                print("time is up", flush=True)
+                return
+            print(f"{_now()} {run.id}: {stage}: {STAGES[stage](run, args)}", flush=True)
+
+
+def _train(run: Run, args: argparse.Namespace) -> str:
+    known = train_run(run, args.folder, args.evals)
+    return f"loss {known['first_loss']} to {known['last_loss']} in {known['seconds']} s"
+
+
+STAGES: dict[str, Stage] = {"train": _train}
+
+
+def _clock(text: str) -> datetime.time:
+    return datetime.time.fromisoformat(text)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%H:%M:%S")
+
+
+if __name__ == "__main__":
+    main()
