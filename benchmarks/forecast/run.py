@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.forecast.manifest import Run, manifest
+from benchmarks.forecast.measuring import measure_run
 from benchmarks.forecast.work import train_run
 
 Stage = Callable[[Run, argparse.Namespace], str]
@@ -46,7 +47,15 @@ def _train(run: Run, args: argparse.Namespace) -> str:
     return f"loss {known['first_loss']} to {known['last_loss']} in {known['seconds']} s"
 
 
-STAGES: dict[str, Stage] = {"train": _train}
+def _measure(run: Run, args: argparse.Namespace) -> str:
+    body = measure_run(run, args.folder, args.evals)
+    last = list(body["doses"].values())[-1]
+    size = sum(v[0] ** 2 for v in last["shift"]["all"].values()) ** 0.5
+    own = last["shift"]["all"].get(body["trait"], [float("nan")])[0]
+    return f"all shifts {size:.2f} nats, its own trait {own:.2f}; {last['seconds']} s"
+
+
+STAGES: dict[str, Stage] = {"train": _train, "measure": _measure}
 
 
 def _clock(text: str) -> datetime.time:
