@@ -182,7 +182,8 @@ class HFModel:
         hidden = self._hidden(prefix, ids.to(self._device))
         rows = torch.cat([torch.full((item.n_scored,), r) for r, item in zip(row_of, items, strict=True)])
         columns = torch.cat([torch.arange(item.start, len(item.token_ids)) for item in items]) - skip
-        log_p = self._gather(hidden, rows, columns - 1, ids[rows, columns].to(self._device))
+        targets = torch.tensor([token for item in items for token in item.token_ids[item.start :]])
+        log_p = self._gather(hidden, rows, columns - 1, targets.to(self._device))
         if bool(torch.isnan(log_p).any()):
             raise NumericsError(
                 f"{self._card.name} gave a log-probability that is not a number.",
@@ -237,16 +238,18 @@ def _turn_ends(model: PreTrainedModel) -> frozenset[int]:
 
 
 def _nested(batch: Sequence[Scorable], members: Sequence[int]) -> dict[int, list[int]]:
-    """Requests that must be run, each with those whose tokens begin it (itself included).
+    """Requests that must be run, each with those whose tokens but for the last begin it (itself included).
 
-    In lexicographic order whatever a sequence begins follows it at once, so neighbours decide.
+    What a request's last token is does not matter to its pass, only which log-probability is read off at its end: so
+    two answers of one token to one question cost one pass. In lexicographic order whatever a sequence begins follows
+    it at once, and so do those that differ in the last token alone, so neighbours decide.
     """
     ordered = sorted(members, key=lambda i: batch[i].token_ids, reverse=True)
     nested: dict[int, list[int]] = {}
     host = -1
     for i in ordered:
         ids = batch[i].token_ids
-        if host < 0 or batch[host].token_ids[: len(ids)] != ids:
+        if host < 0 or batch[host].token_ids[: len(ids) - 1] != ids[:-1]:
             host = i
         nested.setdefault(host, []).append(i)
     return nested
