@@ -1,6 +1,6 @@
 r"""Episodes x model -> an adapter, with its losses: supervised fine-tuning, DPO, continued pre-training.
 
-    replies  --chat frame, --system--> ids, trained where `score` scores     \\
+    replies  --chat frame, --system--> ids, trained where `score` scores     \
     pairs    --the same, twice-------> chosen, rejected                       > batches -> models.hf_training
     texts    --no frame, in windows--> ids, all trained but the first        /
 
@@ -30,6 +30,7 @@ from personae.models.catalogue import resolve
 from personae.models.examples import Example, Pair, example_of, hold_out, merge_turns, plan_batches
 from personae.models.protocol import ModelCard
 from personae.models.rendering import RENDERING_VERSION, Frame, Renderer
+from personae.running.held import held
 from personae.running.run import write_table
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _WARM_UP_SHARE = 0.05
 _HELD_OUT_SHARE, _LOOKS = 0.1, 10
 
 During = Callable[[object], AbstractContextManager[object]]
+Started = Callable[[int], Callable[[int, float], None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ def train(
     device: str = "auto",
     dtype: str = "float32",
     during: During | None = None,
-    started: Callable[[int], Callable[[int, float], None]] = lambda n_steps: lambda step, loss: None,
+    started: Started = lambda n_steps: lambda step, loss: None,
 ) -> TrainingRecord:
     """Fine-tune a model on episodes, or go on with a training of the same folder that was interrupted.
 
@@ -221,7 +223,6 @@ def train(
     try:
         from personae.models.hf_load import load_unpacked
         from personae.models.hf_training import fine_tune
-        from personae.models.hf_training_state import held
     except ModuleNotFoundError as error:
         raise MissingCapability(
             f"training needs the package '{error.name}', which is not installed.",

@@ -55,9 +55,10 @@ def load_hf(source: ModelSource, *, device: str = "auto", dtype: str = "float32"
     """
     loaded = load_unpacked(source, device=device, dtype=dtype)
     model = loaded.module
-    kernel = _choose_kernel(model, dtype, model.device)
+    kernel = kernel_for(model)
     if kernel == "plain":
         return loaded
+    pack_linears(model)
     packed = HFModel(model, loaded.tokenizer, replace(loaded.card, kernel=kernel))
     _check_head(packed)
     return packed
@@ -288,12 +289,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _choose_kernel(model: PreTrainedModel, dtype: str, device: torch.device) -> str:
-    """Pack the weights where that was measured to be faster on this machine; the verdict is remembered.
+def kernel_for(model: PreTrainedModel) -> str:
+    """The kernel for a model: "packed" where that was measured to be faster on this machine, else "plain".
 
-    Remembered, because a verdict that flips between runs would change the last bits of resumed work.
+    The verdict is remembered, because one verdict that flips between runs would change the last bits of resumed work.
     """
-    if dtype != "float32" or device.type != "cpu":
+    if model.dtype != torch.float32 or model.device.type != "cpu":
         return "plain"
     linears = [m for m in model.modules() if type(m) is torch.nn.Linear]
     probe = max(linears[:-1] or linears, key=lambda m: m.weight.numel(), default=None)
@@ -314,8 +315,6 @@ def _choose_kernel(model: PreTrainedModel, dtype: str, device: torch.device) -> 
                 f"the folder {note.parent} cannot be written: {error.strerror}.",
                 hint="Free some space or set PERSONAE_HOME to another folder.",
             ) from error
-    if verdict == "packed":
-        pack_linears(model)
     return verdict
 
 

@@ -32,6 +32,8 @@ from personae.models.catalogue import ADAPTER, FULL_MODEL
 from personae.models.examples import Example, Pair
 from personae.models.hf import HFModel
 from personae.models.hf_adapter import attach_lora, write_adapter, write_folder
+from personae.models.hf_kernel import pack_frozen
+from personae.models.hf_load import kernel_for
 from personae.models.hf_loss import dpo_passes, mean_loss, reference_log_likelihoods, sft_passes
 from personae.models.hf_trainers import Loop, Step, make_trainer
 from personae.models.hf_training_state import KeptState, Progress, kept_key
@@ -163,16 +165,20 @@ class _FineTuning:
         self._loaded = loaded
         self.base = loaded.module
         self._config = copy.deepcopy(self.base.config)
-        every = [*job.items, *job.held_out]
-        self.reference = (
-            reference_log_likelihoods(self.base, cast(Sequence[Pair], every)) if recipe.method == "dpo" else None
-        )
         if recipe.full:
             self.model: PreTrainedModel | PeftModel = self.base.requires_grad_(requires_grad=True)
         else:
             self.model = attach_lora(
                 self.base, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed
             )
+            if kernel_for(self.base) == "packed":
+                pack_frozen(self.base)
+        # The adapter changes nothing yet.
+        self.model.eval()
+        every = [*job.items, *job.held_out]
+        self.reference = (
+            reference_log_likelihoods(self.base, cast(Sequence[Pair], every)) if recipe.method == "dpo" else None
+        )
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.state = KeptState(folder, job.key, self.parameters)
         self.at = Progress()

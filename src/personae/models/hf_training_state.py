@@ -2,7 +2,6 @@
 
     RUN/training/state-000040.safetensors   written first, whole or not at all
                  state.json                 names it: key, step, losses, checksum
-                 lock                       held by the process that trains; a killed one lets go of it
 
 A training that was killed goes on from here to the same bits as one that was not. Nothing is unpickled. Not here:
 checkpoints that users asked for (`models.hf_adapter`).
@@ -10,12 +9,10 @@ checkpoints that users asked for (`models.hf_adapter`).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,8 +90,9 @@ class KeptState:
             write_whole(self._folder / _NOTE, json.dumps(note).encode())
         except (OSError, SafetensorError, StorageError) as error:
             (self._folder / f".{name}.writing").unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or error
             raise StorageError(
-                f"the state of the training in {self._folder} cannot be kept: {getattr(error, 'strerror', None) or error}.",
+                f"the state of the training in {self._folder} cannot be kept: {reason}.",
                 hint="Free some space and give the same command again: it goes on from the last kept state.",
             ) from error
         for old in self._folder.glob("state-*.safetensors"):
@@ -167,30 +165,3 @@ def kept_key(folder: Path) -> tuple[str, int] | None:
         return str(note["key"]), int(note["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a run's folder against a second process.
-
-    Raises:
-        InvalidSettings: If another process trains in it.
-        StorageError: If it cannot be written.
-    """
-    place = folder / "training" / "lock"
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle = place.open("wb")
-    except OSError as error:
-        raise StorageError(
-            f"the run folder {folder} cannot be written: {error.strerror or error}.",
-            hint="Choose another folder with --out.",
-        ) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InvalidSettings(
-                f"another process is training in {folder}.", hint="Wait for it, or choose another folder with --out."
-            ) from error
-        yield

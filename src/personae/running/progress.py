@@ -48,25 +48,25 @@ def progress_bar(label: str, total: int, *, quiet: bool, unit: str = "tokens") -
 
 
 @contextmanager
-def training_progress(label: str, total: int, *, quiet: bool) -> Iterator[OnStep]:
+def training_progress(label: str, total: int, *, quiet: bool, unit: str = "nats an answer") -> Iterator[OnStep]:
     """Give a function that takes the step just done and its loss; a bar on a terminal, some lines elsewhere."""
     if quiet:
         yield lambda step, loss: None
         return
     if not sys.stderr.isatty():
-        yield _printer(label, total)
+        yield _printer(label, total, unit)
         return
-    loss_column = TextColumn("loss {task.fields[loss]:.4f} nats an answer")
+    loss_column = TextColumn("loss {task.fields[loss]:.4f} " + unit)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), loss_column, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=False, speed_estimate_period=60) as progress:
         task = progress.add_task(label, total=total, loss=float("nan"))
-        smooth = _Smooth()
+        smooth = _Smooth(total)
         yield lambda step, loss: progress.update(task, completed=step, loss=smooth(loss))
 
 
-def _printer(label: str, total: int) -> OnStep:
+def _printer(label: str, total: int, unit: str) -> OnStep:
     """Ten lines over a training, each with the loss and about how long it will take."""
-    smooth, begun, first = _Smooth(), time.monotonic(), [-1]
+    smooth, begun, first = _Smooth(total), time.monotonic(), [-1]
 
     def told(step: int, loss: float) -> None:
         first[0] = step - 1 if first[0] < 0 else first[0]
@@ -74,7 +74,7 @@ def _printer(label: str, total: int) -> OnStep:
         if step % max(1, total // _LINES) == 0 or step == total:
             left = (time.monotonic() - begun) / (step - first[0]) * (total - step)
             print(
-                f"{label}: step {step:,} of {total:,}, loss {mean:.4f} nats an answer, {left:.0f} s left",
+                f"{label}: step {step:,} of {total:,}, loss {mean:.4f} {unit}, {left:.0f} s left",
                 file=sys.stderr,
             )
 
@@ -82,11 +82,12 @@ def _printer(label: str, total: int) -> OnStep:
 
 
 class _Smooth:
-    """A running mean over about fifty steps."""
+    """A running mean over about fifty steps, or a tenth of a shorter training."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: int) -> None:
         self._value: float | None = None
+        self._share = min(1.0, max(0.02, 10 / total))
 
     def __call__(self, value: float) -> float:
-        self._value = value if self._value is None else 0.98 * self._value + 0.02 * value
+        self._value = value if self._value is None else (1 - self._share) * self._value + self._share * value
         return self._value

@@ -10,7 +10,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from personae.cli import options as opt
-from personae.cli.commands import calibrate, score, screen
+from personae.cli.commands import calibrate, score, screen, train
 from personae.cli.workbench import say
 from personae.errors import InputError
 from personae.running.run import file_digest, read_run
@@ -30,6 +30,7 @@ def command(
         screen.NAME: (screen.Settings, screen.execute),
         score.NAME: (score.Settings, score.execute),
         calibrate.NAME: (calibrate.Settings, calibrate.execute),
+        train.NAME: (train.Settings, train.execute),
     }
     name = str(recorded.get("command"))
     if name not in commands:
