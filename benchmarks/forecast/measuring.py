@@ -1,9 +1,9 @@
-"""What a fine-tune moved: items asked of the base and of every dose, paired; one small JSON file a run.
+"""What a fine-tune moved: items asked of the base and of the adapter, paired; one small JSON file a run.
 
-    adapter -> items.json (scores, kept in FOLDER) -> benchmarks/results/forecast/RUN.json (shifts by trait)
+    adapter -> items-96.json (scores, kept in FOLDER) -> benchmarks/results/forecast/RUN.json (shifts by trait)
 
-The headline of `measure` is used: the log-odds of paired replies on prompts that no training file uses. Each trait has
-a dev half (what a forecaster may look at) and a test half, with no topic in common. The common mode is modelled later.
+The headline of `measure` is used: the log-odds of paired replies, on prompts that no training file uses. Only the test
+half of the items is asked; forecasters may look at the other half, with which it has no topic in common.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.environment import RESULTS
 from benchmarks.forecast.manifest import Run
-from benchmarks.forecast.work import DTYPE, adapters_of, train_run
+from benchmarks.forecast.work import DOSES, DTYPE, adapters_of, train_run
 from personae.domain.diagnostic import DiagnosticSet
 from personae.files.diagnostics import load_diagnostics
 from personae.models.load import load_model
@@ -27,51 +27,53 @@ from personae.numerics.clustered import cluster_mean
 from personae.protocols.measure import MeasureSettings, measure
 
 STORED = RESULTS / "forecast"
-HALVES = ("all", "dev", "test")
+SPLIT = "test"
 Scores = dict[str, float]
 
 
 @cache
 def items() -> DiagnosticSet:
-    """The paired replies of the core cast."""
-    return load_diagnostics("core").select(kinds=("reply",))
+    """The paired replies of the core cast that outcomes are read on."""
+    return load_diagnostics("core").select(kinds=("reply",), split=SPLIT)
 
 
-def measure_run(run: Run, folder: Path, evals: Path | None) -> dict[str, Any]:
-    """Measure every dose unless that is done, and store the shifts; gives what was stored."""
+def measure_run(run: Run, folder: Path, evals: Path | None, *, doses: tuple[int, ...] = DOSES[-1:]) -> dict[str, Any]:
+    """Measure the given doses unless that is done, and store the shifts; gives all that is stored."""
     target = STORED / f"{run.id}.json"
-    if target.is_file():
-        return json.loads(target.read_text())
-    trained = train_run(run, folder, evals)
+    body = json.loads(target.read_text()) if target.is_file() else _head(run, train_run(run, folder, evals))
+    missing = [rows for rows in doses if str(rows) not in body["doses"]]
+    if not missing:
+        return body
     base, _ = _scores(run.model, folder / "base" / f"{run.model}.json")
-    doses: dict[str, Any] = {}
-    for rows, adapter in adapters_of(run, folder).items():
+    for rows in missing:
+        adapter = adapters_of(run, folder)[rows]
         after, seconds = _scores(f"{run.model}+{adapter}", adapter.parent / f"items-{rows}.json")
-        doses[str(rows)] = {"seconds": seconds, "shift": shifts(base, after)}
+        body["doses"][str(rows)] = {"seconds": seconds, "shift": shifts(base, after)}
+    # A line a dose keeps the file small and its differences readable.
+    text = json.dumps(body).replace('"doses": {', '"doses": {\n').replace("}}, ", "}},\n") + "\n"
+    _write(target, text)
+    return body
+
+
+def _head(run: Run, trained: dict[str, object]) -> dict[str, Any]:
     d = run.dataset
-    body: dict[str, Any] = {
+    return {
         "run": run.id,
         "model": run.model,
         "seed": run.seed,
         **{k: getattr(d, k) for k in ("name", "family", "kind", "trait", "pole", "opposite")},
         "training": trained | {"dtype": DTYPE},
-        "doses": doses,
+        "doses": {},
     }
-    _write(target, json.dumps(body, indent=None).replace('"doses": {', '\n"doses": {\n').replace("}}, ", "}},\n") + "\n")
-    return body
 
 
-def shifts(before: Scores, after: Scores) -> dict[str, dict[str, list[float]]]:
-    """By half and trait: mean over items of the score after less before, its standard error, nats; and the items."""
-    made: dict[str, dict[str, list[float]]] = {}
-    known = {i.id: i for i in items().items}
-    for half in HALVES:
-        made[half] = {}
-        for trait in items().traits:
-            mine = [i for i in known.values() if i.trait == trait and half in ("all", i.split)]
-            change = np.array([after[i.id] - before[i.id] for i in mine])
-            e = cluster_mean(change, [i.topic for i in mine])
-            made[half][trait] = [round(e.value, 4), round(e.se, 4), len(mine)]
+def shifts(before: Scores, after: Scores) -> dict[str, list[float]]:
+    """By trait: mean over items of the score after less before, and its standard error clustered by topic, nats."""
+    made: dict[str, list[float]] = {}
+    for trait in items().traits:
+        mine = [i for i in items().items if i.trait == trait]
+        e = cluster_mean(np.array([after[i.id] - before[i.id] for i in mine]), [i.topic for i in mine])
+        made[trait] = [round(e.value, 4), round(e.se, 4)]
     return made
 
 
@@ -102,5 +104,5 @@ def stored_runs() -> list[dict[str, Any]]:
 
 def as_array(shift: dict[str, list[float]], traits: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Shifts and standard errors in the order of the traits."""
-    values = np.array([shift[t][:2] for t in traits])
+    values = np.array([shift[t] for t in traits])
     return values[:, 0], values[:, 1]

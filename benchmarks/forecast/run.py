@@ -13,10 +13,11 @@ import argparse
 import datetime
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.forecast.manifest import Run, manifest
 from benchmarks.forecast.measuring import measure_run
-from benchmarks.forecast.work import train_run
+from benchmarks.forecast.work import DOSES, train_run
 
 Stage = Callable[[Run, argparse.Namespace], str]
 
@@ -48,14 +49,21 @@ def _train(run: Run, args: argparse.Namespace) -> str:
 
 
 def _measure(run: Run, args: argparse.Namespace) -> str:
-    body = measure_run(run, args.folder, args.evals)
-    last = list(body["doses"].values())[-1]
-    size = sum(v[0] ** 2 for v in last["shift"]["all"].values()) ** 0.5
-    own = last["shift"]["all"].get(body["trait"], [float("nan")])[0]
-    return f"all shifts {size:.2f} nats, its own trait {own:.2f}; {last['seconds']} s"
+    return _told(run, measure_run(run, args.folder, args.evals), DOSES[-1])
 
 
-STAGES: dict[str, Stage] = {"train": _train, "measure": _measure}
+def _measure_early(run: Run, args: argparse.Namespace) -> str:
+    return _told(run, measure_run(run, args.folder, args.evals, doses=DOSES), DOSES[0])
+
+
+def _told(run: Run, body: dict[str, Any], rows: int) -> str:
+    dose = body["doses"][str(rows)]
+    size = sum(v[0] ** 2 for v in dose["shift"].values()) ** 0.5
+    own = dose["shift"].get(run.dataset.trait, [float("nan")])[0]
+    return f"all shifts {size:.1f} nats, its own trait {own:.1f}; {dose['seconds']} s"
+
+
+STAGES: dict[str, Stage] = {"train": _train, "measure": _measure, "measure-early": _measure_early}
 
 
 def _clock(text: str) -> datetime.time:
