@@ -28,10 +28,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/forecast-benchmark"))
     parser.add_argument("--evals", type=Path, help="folder of statements of Perez et al. 2022, one .jsonl a behaviour")
     parser.add_argument("--only", help="runs whose id contains this")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only runs of these seeds")
     parser.add_argument("--until", type=_clock, help="hour and minute, UTC")
     args = parser.parse_args()
     for run in manifest():
-        if args.only and args.only not in run.id:
+        if (args.only and args.only not in run.id) or (args.seeds and run.seed not in args.seeds):
             continue
         if run.dataset.kind == "opinion" and args.evals is None:
             print(f"{run.id}: left out, it needs --evals", flush=True)
