@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.forecast.manifest import Run, manifest
 from benchmarks.forecast.measuring import measure_run
+from benchmarks.forecast.reading import read_run
 from benchmarks.forecast.work import DOSES, train_run
 
 Stage = Callable[[Run, argparse.Namespace], str]
@@ -64,7 +65,22 @@ def _told(run: Run, body: dict[str, Any], rows: int) -> str:
     return f"all shifts {size:.1f} nats, its own trait {own:.1f}; {dose['seconds']} s"
 
 
-STAGES: dict[str, Stage] = {"train": _train, "measure": _measure, "measure-early": _measure_early}
+def _read(names: tuple[str, ...]) -> Stage:
+    def read(run: Run, args: argparse.Namespace) -> str:
+        readings = read_run(run, args.folder, args.evals, names)["readings"]
+        return ", ".join(f"{n} {readings[n]['seconds']} s ({readings[n]['of_training']:.0%})" for n in names)
+
+    return read
+
+
+STAGES: dict[str, Stage] = {
+    "train": _train,
+    "measure": _measure,
+    "measure-early": _measure_early,
+    "read": _read(("lexical", "gradient", "gradient_sgd", "centroid")),
+    "read-likelihoods": _read(("llr", "tempered_bayes", "em_flow")),
+    "read-projections": _read(("projection",)),
+}
 
 
 def _clock(text: str) -> datetime.time:
