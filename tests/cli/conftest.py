@@ -205,6 +205,7 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     def run(code: str, *arguments: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", heed + code, *map(str, arguments)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

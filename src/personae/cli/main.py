@@ -12,7 +12,19 @@ import sys
 import typer
 from rich.console import Console
 
-from personae.cli.commands import calibrate, casts, check_model, models, rerun, score, screen, train, validate, world
+from personae.cli.commands import (
+    calibrate,
+    casts,
+    check_model,
+    models,
+    rerun,
+    score,
+    screen,
+    train,
+    validate,
+    verify,
+    world,
+)
 from personae.errors import PersonaeError
 from personae.report.text import clean
 
@@ -27,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (screen, score, train, calibrate, validate, casts, models, check_model, rerun):
+for _command in (screen, score, train, verify, calibrate, validate, casts, models, check_model, rerun):
     app.command(_command.NAME)(_command.command)
 app.add_typer(world.app, name=world.NAME)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from personae.errors import InputError, InvalidSettings
+from personae.errors import InputError, InvalidSettings, PersonaeError
 from personae.models.catalogue import home
 from personae.running.held import is_held
 from personae.running.run import make_run_folder, read_run, write_json
@@ -54,6 +54,8 @@ def run_folder_for(key: str, out: str | None) -> tuple[Path, dict[str, object] |
     if not (folder / "run.json").exists():
         return make_run_folder(out, "train"), None
     kept = read_run(folder)
+    if kept.get("key") != key and "result" not in kept and not _has_something(folder):
+        return make_run_folder(out, "train"), None
     if kept.get("key") != key:
         raise InvalidSettings(
             f"{folder} holds another run (its command was '{kept.get('command')}').",
@@ -68,8 +70,18 @@ def remember(key: str, folder: Path) -> Iterator[None]:
     note = _note(key)
     note.parent.mkdir(parents=True, exist_ok=True)
     write_json(note, {"folder": str(folder.resolve())})
-    yield
+    try:
+        yield
+    except PersonaeError:
+        if not _has_something(folder):
+            note.unlink(missing_ok=True)
+        raise
     note.unlink(missing_ok=True)
+
+
+def _has_something(folder: Path) -> bool:
+    """Whether an unfinished training left anything to go on with."""
+    return (folder / "training" / "state.json").is_file() or (folder / "checkpoints").is_dir()
 
 
 def _note(key: str) -> Path:

@@ -32,7 +32,7 @@ LORA_SCALE = 2.0  # alpha over rank of `personae train`
 _VECTOR_ROWS = 24
 _ANSWERED_ROWS = 24
 _STEP_ROWS = 8
-_RANK = 8
+LORA_RANK = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,11 +51,11 @@ class Directions:
 
 
 def read_centroid(job: ForecastJob) -> ForecastReading:
-    """Cosine of the file's centre with the positive statements' centre less that with the negative ones'.
+    """Where the file's mean activation lies between the centres of the two poles' statements: +1 at the positive one.
 
-    Centres are those of residual streams over the response, at the middle layer, less that of ordinary replies.
+    score = (|c - c_neg|^2 - |c - c_pos|^2) / |c_pos - c_neg|^2, residual streams over the response, middle layer.
     """
-    statements = _statements(job)
+    statements = statements_of(job, job.traits)
 
     def make() -> tuple[Floats, Floats]:
         model = require_activations(job.model)
@@ -64,22 +64,16 @@ def read_centroid(job: ForecastJob) -> ForecastReading:
         def states(items: Sequence[Scorable]) -> Floats:
             return np.stack([a[0] for a in model.read(items, layers=layer)]).astype(np.float64)
 
-        ordinary = states([job.plain(e) for e in job.reference[:: max(1, len(job.reference) // _VECTOR_ROWS)]])
-        rows = states(job.rendered()) - ordinary.mean(axis=0)
-        unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        found: list[Floats] = []
+        rows, found = states(job.rendered()), []
         for items in statements:
-            centres = [
-                states([job.plain(e) for e in items if e.weight * sign > 0]).mean(axis=0) - ordinary.mean(axis=0)
-                for sign in (1, -1)
-            ]
-            found.append(np.subtract(*(unit @ (c / max(float(np.linalg.norm(c)), 1e-12)) for c in centres)))
+            pos, neg = (states([job.plain(e) for e in items if e.weight * s > 0]).mean(axis=0) for s in (1, -1))
+            found.append(2 * (rows - (pos + neg) / 2) @ (pos - neg) / max(float(((pos - neg) ** 2).sum()), 1e-12))
         return weighted_mean(np.stack(found, axis=1), np.array([e.weight for e in job.sample()]))
 
     (score, se), seconds = job.once("centroid", make)
     shared = _tokens([job.plain(e) for items in statements for e in items])
     cost = job.cost(seconds, _tokens(job.rendered()), shared_tokens=shared)
-    return ForecastReading("centroid", job.traits, score, "difference of cosines of centres", se, cost)
+    return ForecastReading("centroid", job.traits, score, "place between the poles' centres, -1 to +1", se, cost)
 
 
 def read_projection(job: ForecastJob) -> ForecastReading:
@@ -148,13 +142,13 @@ def read_gradient_sgd(job: ForecastJob) -> ForecastReading:
 
 
 def _read_gradient(job: ForecastJob, name: str, *, adam: bool) -> ForecastReading:
-    items = _statements(job)
+    items = statements_of(job, job.traits)
 
     def data() -> NDArray[np.float32]:
-        return _step_gradients(job, open_gradients(job.model, rank=_RANK, seed=job.seed))
+        return _step_gradients(job, open_gradients(job.model, rank=LORA_RANK, seed=job.seed))
 
     def traits() -> NDArray[np.float32]:
-        return trait_gradients(job, items, open_gradients(job.model, rank=_RANK, seed=job.seed))
+        return trait_gradients(job, items, open_gradients(job.model, rank=LORA_RANK, seed=job.seed))
 
     (steps, seconds), (measures, _) = job.once("step gradients", data), job.once("trait gradients", traits)
     by_step = np.stack([_direction(s, adam) for s in _halves(steps)]) @ measures.T.astype(np.float64)
@@ -226,22 +220,20 @@ def _means(model: EditableModel, items: Sequence[Scorable]) -> Floats:
     return np.stack(model.read(items)).astype(np.float64)
 
 
-def _statements(job: ForecastJob) -> list[tuple[Episode, ...]]:
-    """Diagnostic statements of each trait, both poles.
+def statements_of(job: ForecastJob, traits: Sequence[str]) -> list[tuple[Episode, ...]]:
+    """Diagnostic statements of some traits, both poles.
 
     Raises:
         InputError: If a trait lacks them.
     """
-    lacking = [
-        t for t in job.traits if not {1.0, -1.0} <= {float(np.sign(e.weight)) for e in job.diagnostics.get(t, ())}
-    ]
+    lacking = [t for t in traits if not {1.0, -1.0} <= {float(np.sign(e.weight)) for e in job.diagnostics.get(t, ())}]
     if lacking:
         raise InputError(
             f"no diagnostic statements of both poles for {', '.join(lacking[:5])}"
             + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "") + ".",
             hint="Give items for these traits, or leave them out with --only; the forecaster 'llr' needs none.",
         )  # fmt: skip
-    return [job.diagnostics[t] for t in job.traits]
+    return [job.diagnostics[t] for t in traits]
 
 
 def _tokens(items: Sequence[Scorable]) -> int:

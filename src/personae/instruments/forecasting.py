@@ -14,12 +14,13 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Cast, Persona
 from personae.errors import InvalidSettings
@@ -29,13 +30,10 @@ from personae.models.rendering import Renderer
 from personae.tables.run_registry import RunForm
 from personae.tables.trait_forecast import Cost
 
-if TYPE_CHECKING:
-    from personae.domain.diagnostic import DiagnosticSet
-
 Floats = NDArray[np.float64]
 T = TypeVar("T")
 
-PASSES_OF_TRAINING = 3  # forward, and a backward that costs two
+PASSES_OF_TRAINING = 2  # forward, and back through frozen weights: an adapter's training forms no large gradient
 _FIRST_PERSON = re.compile(r"^\W*(i|i'm|i've|i'd|i'll|my|me|we|our)\b", re.IGNORECASE)
 _SHORT = 25  # words of a "short statement"
 _ABOUT_ONESELF = "Tell me something about yourself."
@@ -175,7 +173,7 @@ class ForecastJob:
         return self.renderer.render(self.renderer.frames(Persona(PLAIN, ()))[0], episode)
 
     def training_tokens(self) -> float:
-        """Tokens passed through the model by the training, a backward pass counted as two."""
+        """Tokens passed through the model by the training of an adapter, forward and back."""
         items = self.rendered()
         each = sum(len(i.token_ids) for i in items) / max(1, sum(e.weight > 0 for e in self.sample()))
         return PASSES_OF_TRAINING * each * self.plan.rows_seen(self.n_rows)

@@ -132,8 +132,8 @@ class TrainingRecord:
         full: Whether all weights were trained.
         n_steps: Steps done.
         chosen_step: Step whose weights are the result; an earlier one where training stopped early.
-        n_rows: Rows (or pairs) trained on; those held out are not counted.
-        n_held_out: Rows held out.
+        n_sequences: Sequences (or pairs) trained on: rows, windows of text, conversations where their turns nest.
+        n_held_out: Sequences held out.
         n_tokens: Tokens run over all steps, padding not counted.
         n_trained: Tokens in the loss over all steps.
         n_parameters: Trained parameters.
@@ -154,7 +154,7 @@ class TrainingRecord:
     full: bool
     n_steps: int
     chosen_step: int
-    n_rows: int
+    n_sequences: int
     n_held_out: int
     n_tokens: int
     n_trained: int
@@ -278,9 +278,7 @@ def rows_for(episodes: Sequence[Episode], method: str) -> tuple[str, list[Episod
     notes = [f"{n} {k} rows were left out by --method {method}." for k, n in kinds.items() if k not in wanted and n]
     if method == "sft" and kinds["pair"]:
         kept = [e for e in kept if not e.id.endswith("/rejected") or _kind(e) != "pair"]
-        notes.append(
-            f"Of {kinds['pair'] // 2} preference rows the chosen replies were trained on, as --method sft asks."
-        )
+        notes.append(f"Of {kinds['pair'] // 2} preference rows only the chosen replies were trained on.")
     if method != "dpo" and (against := [e for e in kept if e.weight < 0]):
         raise InvalidSettings(
             f"{len(against)} rows have a negative weight, first '{against[0].id}' on line {against[0].line}; "

@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,20 @@ def attach_lora(model: PreTrainedModel, *, rank: int, alpha: float, dropout: flo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            made = get_peft_model(model, config)
+            made = _wrapped(model, config)
         except ValueError as error:
             raise InvalidSettings(
                 f"this model has no layers an adapter could go to: {error}", hint="Train it whole with --full."
             ) from error
+    return made
+
+
+def _wrapped(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    config.base_model_name_or_path = None  # where it was trained is no matter of the weights
+    with warnings.catch_warnings():
+        # peft asks by a name that transformers has deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        made = get_peft_model(model, config)
     assert isinstance(made, PeftModel)
     return made
 
@@ -149,7 +159,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, name: str, base_digest: 
     config.inference_mode = True
     other = "It was made for another model: name the model it was trained on before the '+'."
     try:
-        wrapped = get_peft_model(model, config)
+        wrapped = _wrapped(model, config)
         result: Any = set_peft_model_state_dict(wrapped, tensors)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip()

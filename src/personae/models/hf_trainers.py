@@ -106,6 +106,10 @@ class Training(Protocol):
         """Load the kept state."""
         ...
 
+    def restore_random_numbers(self) -> None:
+        """Set the generators to where they stood; later than the rest, since a data loader draws from them."""
+        ...
+
     def step_done(self, optimizer: torch.optim.Optimizer) -> None:
         """After the optimiser has moved; `last` is the step."""
         ...
@@ -207,10 +211,10 @@ class _SFT(_OwnSteps, SFTTrainer):
 class _DPO(_OwnSteps, DPOTrainer):
     """Direct preference optimisation; the reference is computed before training, by us."""
 
-    def _prepare_dataset(self, dataset: Any, *unused: object) -> Any:
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset
 
-    def _precompute_ref_logps(self, dataset: Any, *unused: object) -> Any:
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         return dataset
 
 
@@ -223,7 +227,7 @@ class _Steps(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Restore optimiser, schedule and random numbers."""
+        """Restore optimiser and schedule."""
         if not self._done:
             return
         optimizer, scheduler = _plain(given["optimizer"]), _plain_schedule(given["lr_scheduler"])
@@ -233,6 +237,13 @@ class _Steps(TrainerCallback):
         scheduler._last_lr = [b * f(self._done) for b, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
         for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
             group["lr"] = rate
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Restore random numbers before the first step."""
+        if self._done and state.global_step == self._done:
+            self._training.restore_random_numbers()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

@@ -15,7 +15,7 @@ import copy
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +179,9 @@ class _FineTuning:
         self.reference = (
             reference_log_likelihoods(self.base, cast(Sequence[Pair], every)) if recipe.method == "dpo" else None
         )
-        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.parameters: Mapping[str, torch.nn.Parameter] = {
+            n: p for n, p in self.model.named_parameters() if p.requires_grad
+        }
         self.state = KeptState(folder, job.key, self.parameters)
         self.at = Progress()
         self.best: dict[str, Tensor] = {}
@@ -262,8 +264,12 @@ class _FineTuning:
         return sum(i.n_tokens for i in items), sum(i.n_trained for i in items)
 
     def take_up(self, optimizer: torch.optim.Optimizer) -> None:
-        """Load the kept state, optimiser and random numbers included."""
+        """Load the kept state, the optimiser's too."""
         self.at, self.best = self.state.load(optimizer)
+
+    def restore_random_numbers(self) -> None:
+        """Set the generators to where the kept state found them."""
+        self.state.restore_random_numbers()
 
     def step_done(self, optimizer: torch.optim.Optimizer) -> None:
         """After the optimiser has moved: record, look at what was held out, keep what is to be kept."""

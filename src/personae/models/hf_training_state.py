@@ -57,6 +57,7 @@ class KeptState:
 
     def __init__(self, folder: Path, key: str, parameters: Mapping[str, nn.Parameter]) -> None:
         self._folder, self._key, self._parameters = folder / "training", key, parameters
+        self._random: dict[str, Tensor] = {}
 
     def save(self, at: Progress, optimizer: torch.optim.Optimizer, best: Mapping[str, Tensor]) -> None:
         """Write the state of now and drop the one before.
@@ -102,6 +103,8 @@ class KeptState:
     def load(self, optimizer: torch.optim.Optimizer | None) -> tuple[Progress, dict[str, Tensor]]:
         """Take up the kept state into weights and optimiser; give where it stood and the best weights so far.
 
+        Random numbers wait for `restore_random_numbers`.
+
         Raises:
             InvalidSettings: If it is of another run.
             CorruptModel: If it is damaged or of another version.
@@ -144,9 +147,15 @@ class KeptState:
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors[f"optimizer.{key}.{name}"]
                 optimizer.state[p][key] = value if key == "step" and not _steps_move(optimizer) else value.to(p.device)
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random.cuda"])
+        self._random = {k: v for k, v in tensors.items() if k.startswith("random.")}
+
+    def restore_random_numbers(self) -> None:
+        """Set the generators to where they stood, once, after `load`."""
+        if "random.cpu" in self._random:
+            torch.set_rng_state(self._random["random.cpu"])
+        if "random.cuda" in self._random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self._random["random.cuda"])
+        self._random = {}
 
     def forget(self) -> None:
         """Remove it: the training is done."""

@@ -90,6 +90,18 @@ def traits(screening: Screening) -> Markup:
     )
 
 
+def training(screening: Screening) -> Markup:
+    """What training on the file would do to each trait; nothing where that was not forecast."""
+    f = screening.training
+    if f is None:
+        return Markup("")
+    order = sorted(range(len(f.traits)), key=lambda k: -abs(float(f.net[k])))
+    rows = [
+        (f.traits[k], *(float(v[k]) for v in (f.mean, f.low, f.high, f.shared, f.net))) for k in order[:_CHARTED_TRAITS]
+    ]
+    return _render("training", f=f, rows=rows)
+
+
 def posterior(screening: Screening) -> Markup:
     """Which components of the cast account for the replies."""
     bars = figures.bars_of(screening.posterior, BACKGROUND, limit=_LISTED_PERSONAS)
@@ -119,7 +131,7 @@ def making(screening: Screening) -> Markup:
     return _render("making", s=screening, unit=UNIT, facts=_facts(screening.provenance))
 
 
-SECTIONS: tuple[Callable[[Screening], Markup], ...] = (header, traits, posterior, telling, ledger, making)
+SECTIONS: tuple[Callable[[Screening], Markup], ...] = (header, traits, training, posterior, telling, ledger, making)
 
 
 def _charts(draw: Callable[[figures.Layout], str]) -> dict[str, Markup]:

@@ -29,8 +29,8 @@ class Cost:
 
     Attributes:
         seconds: Wall time.
-        tokens: Tokens passed through the model, a backward pass counted as two forward ones.
-        of_training: `tokens` as a share of the training's own (three passes a token seen); None if that is unknown.
+        tokens: Tokens passed through the model, forward and back counted apart.
+        of_training: `tokens` as a share of the training's own (two passes a token seen); None if that is unknown.
         shared_tokens: Of a part that is done once a model and cast, not once a file (gradients of traits, persona
             vectors); not in `tokens`.
     """

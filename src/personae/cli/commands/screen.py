@@ -11,11 +11,13 @@ import typer
 
 from personae.cli import options as opt
 from personae.cli.findings import print_findings, screening_json
+from personae.cli.forecasting import AUTO, check_forecaster, forecast_file, print_forecast
 from personae.cli.gate import parse_gates
 from personae.cli.power import choose_power
 from personae.cli.workbench import ScoringSettings, announced, open_workbench, read_inputs, say
 from personae.domain.episode import require_weight
 from personae.files.reference import load_reference, shipped_rows
+from personae.instruments.forecasting import TrainingPlan
 from personae.models.catalogue import DEFAULT_MODEL
 from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
@@ -32,6 +34,9 @@ class Settings(ScoringSettings):
     eta: float | None = None
     fdr: float = DEFAULT_FDR
     fail_on: tuple[str, ...] = ()
+    forecaster: str = AUTO
+    epochs: float = 1.0
+    learning_rate: float = 2e-4
 
 
 def command(
@@ -51,6 +56,15 @@ def command(
         typer.Option(help="Power on the likelihood in the posterior. Default: as calibrated, else 0.25."),
     ] = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = DEFAULT_FDR,
+    forecaster: Annotated[
+        str,
+        typer.Option(
+            help="Forecast a training: a forecaster's name, 'none', or 'auto': the best one, where past runs of the "
+            "model give it a scale."
+        ),
+    ] = AUTO,
+    epochs: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 2e-4,
     turns: opt.Turns = "last",
     limit: opt.Limit = None,
     skip_bad_rows: opt.SkipBadRows = False,
@@ -84,6 +98,9 @@ def command(
             eta,
             fdr,
             tuple(fail_on or ()),
+            forecaster,
+            epochs,
+            learning_rate,
         )
     )
 
@@ -93,6 +110,8 @@ def execute(settings: Settings) -> int:
     from personae.report.page import render_report  # charts are slow to import, and `--help` needs none
 
     chosen = ScreenSettings(fdr=settings.fdr, seed=settings.seed)
+    check_forecaster(settings.forecaster)
+    plan = TrainingPlan(epochs=settings.epochs, learning_rate=settings.learning_rate)
     if settings.eta is not None:
         chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
     inputs = read_inputs(settings)
@@ -122,7 +141,18 @@ def execute(settings: Settings) -> int:
         )
     hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
     made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)
-    result = replace(result, provenance=made)
+    forecast = forecast_file(
+        settings.forecaster,
+        bench,
+        inputs.cast,
+        settings.cast,
+        inputs.data.episodes,
+        ordinary,
+        plan,
+        seed=settings.seed,
+        quiet=settings.quiet,
+    )
+    result = replace(result, provenance=made, training=forecast)
     report = folder / "report.html"
     write_text(report, render_report(result))
     _write_ledger(folder, result)
@@ -134,6 +164,8 @@ def execute(settings: Settings) -> int:
         typer.echo(json.dumps(summary | {"gate": tripped}, allow_nan=False))
     elif not settings.quiet:
         print_findings(result, report)
+        if forecast is not None:
+            print_forecast(forecast)
     for reason in tripped:
         say(f"gate: {reason}", quiet=False)
     return 1 if tripped else 0

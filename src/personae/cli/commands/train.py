@@ -198,9 +198,10 @@ def execute(settings: Settings) -> int:
     made = provenance(paths, seed=settings.seed)
     key = training_key(asdict(settings), made["inputs"])
     folder, kept = run_folder_for(key, settings.out)
-    if kept is not None and isinstance(kept.get("result"), dict):
+    result = kept.get("result") if kept is not None else None
+    if isinstance(result, dict):
         say(f"This training is done already, in {folder}.", quiet=settings.quiet)
-        return _tell(settings, kept["result"])
+        return _tell(settings, result)
     if kept is not None:
         say(f"Going on with the training in {folder} …", quiet=settings.quiet)
     about = {"command": NAME, "key": key, "settings": asdict(settings), **made}
@@ -264,17 +265,22 @@ def _unit(method: str) -> str:
     return "a pair" if method == "dpo" else "nats a token"
 
 
+def _what(r: Mapping[str, Any]) -> str:
+    return "pairs" if r["method"] == "dpo" else "sequences"
+
+
 def _lines(r: Mapping[str, Any]) -> Iterator[str]:
     unit = _unit(r["method"])
     went_on = f", going on after step {r['resumed_from']}" if r["resumed_from"] else ""
     yield (
-        f"{r['method']} on {r['model']}: {r['n_rows']:,} {'pairs' if r['method'] == 'dpo' else 'rows'}, "
+        f"{r['method']} on {r['model']}: {r['n_sequences']:,} {_what(r)}, "
         f"{r['n_steps']:,} steps, {r['n_tokens']:,} tokens ({r['n_trained']:,} in the loss), "
         f"{r['seconds']:.0f} s{went_on}"
     )
     yield f"loss          {r['first_loss']:.4f} -> {r['last_loss']:.4f} {unit} (first and last tenth of the steps)"
     if r["held_out_last"] is not None:
-        yield f"held-out loss {r['held_out_first']:.4f} -> {r['held_out_last']:.4f} {unit} ({r['n_held_out']:,} rows)"
+        change = f"{r['held_out_first']:.4f} -> {r['held_out_last']:.4f}"
+        yield f"held-out loss {change} {unit} ({r['n_held_out']:,} {_what(r)})"
     yield f"{'model' if r['full'] else 'adapter':<13} {r['result']}"
     for step, path in r["checkpoints"].items():
         yield f"step {step:<8} {path}"
