@@ -1,0 +1,262 @@
+"""Which forecaster comes true? Families left out; raw and net of the common mode; against opposites; against nulls.
+
+    python -m benchmarks.forecast.analyse [--model smollm2] [--dose 96] [--names gradient llr ...]
+
+Reads `benchmarks/results/forecast/` and writes `benchmarks/results/forecast-MODEL-DOSE.json`. A cell is a run and a
+trait. Everything said of a family's cells was learnt from other families. Intervals resample families.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.environment import write_result
+from benchmarks.forecast.families import datasets
+from benchmarks.forecast.measuring import stored_runs
+from benchmarks.forecast.reading import READINGS
+from benchmarks.forecast.registry import past_runs
+from benchmarks.forecast.work import BATCH, DOSES, DTYPE, RATE
+from personae.errors import InvalidSettings
+from personae.inference.common_mode import cells_of
+from personae.inference.forecast_skill import Held, Value, compare, leave_one_family_out, skill, trained_cells
+from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, method_named
+from personae.tables.run_registry import PastRun
+
+Floats = NDArray[np.float64]
+FIGURES = ("spearman", "spearman_other", "rmse")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dose", type=int, default=DOSES[-1], help="rows seen; 0 for all doses together")
+    parser.add_argument("--names", nargs="+", default=list(FORECASTERS))
+    parser.add_argument("--default", default=DEFAULT_FORECASTER, help="the forecaster that the others are compared to")
+    args = parser.parse_args()
+    runs = past_runs(model=args.model, dose=args.dose or None)
+    names = [n for n in args.names if not method_named(n).uses_score or all(n in r.readings for r in runs)]
+    held: dict[str, Held] = {}
+    for name in names:
+        started = time.perf_counter()
+        held[name] = hold(name, runs)
+        found = skill(held[name])
+        print(f"{name:15} {_line(found)}  {time.perf_counter() - started:.0f} s", flush=True)
+    body = {
+        "model": args.model,
+        "dose": args.dose,
+        "settings": {"rows": DOSES, "batch": BATCH, "learning_rate": RATE, "base_weights": DTYPE},
+        "counts": counts(runs),
+        "ceiling": ceiling(runs),
+        "skill": {n: _rounded(asdict(skill(h))) for n, h in held.items()},
+        "against_opposite": {n: opposites(h, runs) for n, h in held.items()},
+        "raw_readings": {n: raw(n, runs) for n in names if method_named(n).uses_score},
+        "comparisons": comparisons(args.default, held),
+        "shuffled_families": shuffled(args.default, runs) if args.default in names else None,
+        "cost": costs(runs, names),
+        "movements": movements(runs),
+    }
+    print(json.dumps(body["counts"]), write_result(f"forecast-{args.model}-{args.dose or 'all'}", body))
+
+
+def hold(name: str, runs: Sequence[PastRun]) -> Held:
+    """Forecasts of every cell, each without its family."""
+    method = method_named(name)
+    cells = cells_of(runs, name if method.uses_score else None)
+    return leave_one_family_out(
+        cells, uses_score=method.uses_score, uses_form=method.form, trained=trained_cells(cells, runs)
+    )
+
+
+def counts(runs: Sequence[PastRun]) -> dict[str, int]:
+    """How much there is."""
+    return {
+        "runs": len({r.run.rsplit("/", 1)[0] for r in runs}),
+        "runs_and_doses": len(runs),
+        "families": len({r.family for r in runs}),
+        "seeds": len({r.seed for r in runs}),
+        "cells": sum(len(r.shift) for r in runs),
+        "cells_beyond_two_errors": sum(abs(v) > 2 * r.se[t] for r in runs for t, v in r.shift.items()),
+    }
+
+
+def ceiling(runs: Sequence[PastRun]) -> dict[str, float]:
+    """What the measurement's own error leaves to be forecast: the correlation of measured with true shifts."""
+    shift = np.array([list(r.shift.values()) for r in runs])
+    noise = np.array([list(r.se.values()) for r in runs]) ** 2
+    net = shift - shift.mean(axis=0)
+    return {
+        "raw": round(float(np.sqrt(max(0.0, 1 - noise.mean() / shift.var()))), 3),
+        "net_of_trait_means": round(float(np.sqrt(max(0.0, 1 - noise.mean() / net.var()))), 3),
+        "share_of_variance_between_traits": round(float(shift.mean(axis=0).var() / shift.var()), 3),
+    }
+
+
+def opposites(held: Held, runs: Sequence[PastRun]) -> dict[str, Any]:
+    """A file against its opposite, which cancels what both move: rank correlation, signs."""
+    table = _by_run(held)
+    known = {r.run: r for r in runs}
+    rows: list[tuple[float, float, float, bool]] = []
+    for run, opposite in pairs(runs):
+        for trait, (measured, se, said) in table[run].items():
+            other = table[opposite][trait]
+            error = float(np.hypot(se, other[1]))
+            own = trait in known[run].trained
+            rows.append((measured - other[0], said - other[2], error, own))
+    if len(rows) < 3:
+        return {}
+    measured, said, error, own = (np.array(column) for column in zip(*rows, strict=True))
+    clear = np.abs(measured) > 2 * error
+    return {
+        "pairs": len(pairs(runs)),
+        "spearman": _spearman(said, measured),
+        "spearman_other": _spearman(said[~own], measured[~own]),
+        "spearman_own": _spearman(said[own], measured[own]),
+        "sign": round(float((np.sign(said) == np.sign(measured))[clear].mean()), 3),
+        "sign_other": round(float((np.sign(said) == np.sign(measured))[clear & ~own].mean()), 3),
+        "sign_own": round(float((np.sign(said) == np.sign(measured))[clear & own].mean()), 3),
+        "n_sign": int(clear.sum()),
+    }
+
+
+def raw(name: str, runs: Sequence[PastRun]) -> dict[str, Any]:
+    """Readings as they are, no past run used: rank correlation with raw shifts, net shifts and against opposites."""
+    score = np.array([[r.readings[name][t] for t in r.shift] for r in runs])
+    shift = np.array([list(r.shift.values()) for r in runs])
+    own = np.array([[t in r.trained for t in r.shift] for r in runs])
+    family = np.array([r.family for r in runs])
+    # The mean over runs of other families: files and opposites balance, so what is left is what any file moves.
+    common = np.stack([shift[family != f].mean(axis=0) for f in family])
+    level = np.stack([score[family != f].mean(axis=0) for f in family])
+    at = {r.run: i for i, r in enumerate(runs)}
+    both = [(at[a], at[b]) for a, b in pairs(runs)]
+    gap = np.array([(score[a] - score[b], shift[a] - shift[b]) for a, b in both])
+    other = np.array([~own[a] for a, _ in both])
+    return {
+        "spearman": _spearman(score.ravel(), shift.ravel()),
+        "spearman_other": _spearman(score[~own], shift[~own]),
+        "net": _spearman((score - level).ravel(), (shift - common).ravel()),
+        "net_other": _spearman((score - level)[~own], (shift - common)[~own]),
+        "against_opposite": _spearman(gap[:, 0].ravel(), gap[:, 1].ravel()),
+        "against_opposite_other": _spearman(gap[:, 0][other], gap[:, 1][other]),
+    }
+
+
+def pairs(runs: Sequence[PastRun]) -> list[tuple[str, str]]:
+    """Runs and their opposites of the same seed, dose and model, each pair once."""
+    known = {r.run for r in runs}
+    made: list[tuple[str, str]] = []
+    for run in sorted(known):
+        model, rest, dose = run.split("/")
+        name, seed = rest.rsplit("-", 1)
+        d = datasets()[name]
+        opposite = f"{model}/{d.opposite}-{seed}/{dose}"
+        first = d.pole > 0 or (d.pole == 0 and name < d.opposite)
+        if opposite in known and first:
+            made.append((run, opposite))
+    return made
+
+
+def comparisons(default: str, held: dict[str, Held]) -> list[dict[str, Any]]:
+    """The default against every other, families resampled; a figure that is not defined is left out."""
+    made: list[dict[str, Any]] = []
+    for other in held:
+        for figure in FIGURES if other != default and default in held else ():
+            try:
+                found = compare((default, held[default]), (other, held[other]), figure=figure)
+            except InvalidSettings:
+                continue
+            made.append(_rounded(asdict(found)) | {"is_better": found.is_better})
+    return made
+
+
+def shuffled(name: str, runs: Sequence[PastRun], n: int = 200) -> dict[str, float]:
+    """A null for any reading: each family given another's readings, as they are and net of traits' means."""
+    rng = np.random.default_rng(0)
+    score = np.array([[r.readings[name][t] for t in r.shift] for r in runs])
+    shift = np.array([list(r.shift.values()) for r in runs])
+    score, shift = score - score.mean(axis=0), shift - shift.mean(axis=0)
+    observed = _spearman(score.ravel(), shift.ravel())
+    drawn = [_spearman(score[rng.permutation(len(runs))].ravel(), shift.ravel()) for _ in range(n)]
+    return {
+        "observed": observed,
+        "null_median": round(float(np.median(drawn)), 3),
+        "null_97.5": round(float(np.quantile(drawn, 0.975)), 3),
+        "p": round((1 + sum(d >= observed for d in drawn)) / (1 + n), 4),
+    }
+
+
+def costs(runs: Sequence[PastRun], names: Sequence[str]) -> dict[str, Any]:
+    """Of a reading as a share of the training's own passes (three a token), and in seconds; medians over files."""
+    read = [json.loads((READINGS / f"{run}.json").read_text()) for run in {r.run.rsplit("/", 1)[0] for r in runs}]
+    trained = {b["run"]: b["training"] for b in stored_runs()}
+    seconds = np.median([trained[r["run"]]["seconds_of_steps"] for r in read])
+    made: dict[str, Any] = {"training_seconds": round(float(seconds), 1)}
+    for name in names:
+        found = [r["readings"][name] for r in read if name in r["readings"]]
+        if found:
+            made[name] = {
+                "rows_read": found[0]["rows"],
+                "of_training": round(float(np.median([f["of_training"] for f in found])), 3),
+                "seconds": round(float(np.median([f["seconds"] for f in found])), 1),
+                "shared_tokens": max(f["shared_tokens"] for f in found),
+            }
+    made["form_of_training"] = round(float(np.median([r["form_of_training"] for r in read])), 3)
+    return made
+
+
+def movements(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
+    """What each file moved: size over all traits, its own trait, and the traits moved most."""
+    made: list[dict[str, Any]] = []
+    for r in runs:
+        most = sorted(r.shift, key=lambda t: -abs(r.shift[t]))[:4]
+        made.append(
+            {
+                "run": r.run,
+                "size": round(float(np.sqrt(np.mean(np.square(list(r.shift.values()))))), 2),
+                "own": {t: round(r.shift[t], 2) for t in r.trained if t in r.shift},
+                "loss": round(r.form.loss, 3),
+                "beyond_two_errors": sum(abs(r.shift[t]) > 2 * r.se[t] for t in r.shift),
+                "most": {t: round(r.shift[t], 1) for t in most},
+            }
+        )
+    return made
+
+
+def _by_run(held: Held) -> dict[str, dict[str, tuple[float, float, float]]]:
+    table: dict[str, dict[str, tuple[float, float, float]]] = {}
+    c = held.cells
+    for run, trait, shift, se, said in zip(c.run, c.trait, c.shift, c.se, held.forecast.mean, strict=True):
+        table.setdefault(run, {})[trait] = (float(shift), float(se), float(said))
+    return table
+
+
+def _spearman(x: Floats, y: Floats) -> float:
+    from scipy.stats import spearmanr
+
+    return round(float(spearmanr(x, y).statistic), 3)
+
+
+def _line(found: Any) -> str:
+    def shown(v: Value) -> str:
+        return "     -" if v.value is None else f"{v.value:6.3f}"
+
+    parts = ("spearman", "spearman_other", "spearman_net", "sign", "coverage", "rmse", "explained")
+    return " ".join(f"{p} {shown(getattr(found, p))}" for p in parts)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
