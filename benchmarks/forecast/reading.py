@@ -39,9 +39,9 @@ MOST_ROWS = {
     "gradient_sgd": 32,
     "centroid": 32,
     "projection": 32,
-    "llr": 8,
-    "tempered_bayes": 8,
-    "em_flow": 8,
+    "llr": 6,
+    "tempered_bayes": 6,
+    "em_flow": 6,
 }
 
 
