@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,15 @@ from benchmarks.forecast.registry import past_runs
 from benchmarks.forecast.work import BATCH, DOSES, DTYPE, RATE
 from personae.errors import InvalidSettings
 from personae.inference.common_mode import cells_of
-from personae.inference.forecast_skill import Held, Value, compare, leave_one_family_out, skill, trained_cells
+from personae.inference.forecast_skill import (
+    Held,
+    Value,
+    compare,
+    leave_one_family_out,
+    random_direction_null,
+    skill,
+    trained_cells,
+)
 from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, method_named
 from personae.tables.run_registry import PastRun
 
@@ -40,6 +49,7 @@ def main() -> None:
     parser.add_argument("--dose", type=int, default=DOSES[-1], help="rows seen; 0 for all doses together")
     parser.add_argument("--names", nargs="+", default=list(FORECASTERS))
     parser.add_argument("--default", default=DEFAULT_FORECASTER, help="the forecaster that the others are compared to")
+    parser.add_argument("--folder", type=Path, help="the benchmark's folder, for the null of random directions")
     args = parser.parse_args()
     runs = past_runs(model=args.model, dose=args.dose or None)
     names = [n for n in args.names if not method_named(n).uses_score or all(n in r.readings for r in runs)]
@@ -60,6 +70,7 @@ def main() -> None:
         "raw_readings": {n: raw(n, runs) for n in names if method_named(n).uses_score},
         "comparisons": comparisons(args.default, held),
         "shuffled_families": shuffled(args.default, runs) if args.default in names else None,
+        "random_directions": directions_null(args.folder, runs) if args.folder else None,
         "cost": costs(runs, names),
         "movements": movements(runs),
     }
@@ -190,6 +201,27 @@ def shuffled(name: str, runs: Sequence[PastRun], n: int = 200) -> dict[str, floa
         "null_median": round(float(np.median(drawn)), 3),
         "null_97.5": round(float(np.quantile(drawn, 0.975)), 3),
         "p": round((1 + sum(d >= observed for d in drawn)) / (1 + n), 4),
+    }
+
+
+def directions_null(folder: Path, runs: Sequence[PastRun]) -> dict[str, Any] | None:
+    """Do persona vectors say more than directions of the same covariance that mean nothing? Best layer for each."""
+    model = runs[0].model
+    at = {r.run: folder / "shared" / "differences" / f"{r.run.rsplit('/', 1)[0]}.npy" for r in runs}
+    read = [r for r in runs if at[r.run].is_file()]
+    if len(read) < 4:
+        return None
+    stored = np.load(folder / "shared" / f"{model}-vectors.npy")
+    shift = np.array([list(r.shift.values()) for r in read])
+    differences = np.stack([np.load(at[r.run]) for r in read])
+    found = random_direction_null(differences, stored[:-1], shift, stored[-1], n_draws=300)
+    return {
+        "runs": len(read),
+        "mean_correlation": round(found.observed, 3),
+        "null_median": round(float(np.median(found.null)), 3),
+        "null_97.5": round(float(np.quantile(found.null, 0.975)), 3),
+        "p": round(found.p, 4),
+        "layer": found.layer,
     }
 
 
