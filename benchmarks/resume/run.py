@@ -1,5 +1,8 @@
 """kill -9 at random moments, ten times; the finished table must equal an uninterrupted one, bit for bit.
 
+Every kill falls in mid-work: each start is left alone until it has written a piece of its own, and is killed up to
+six seconds later, so that kills fall between pieces and inside them.
+
 python -m benchmarks.resume.run
 """
 
@@ -27,7 +30,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "support_desk.jsonl"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--episodes", type=int, default=60)
+    parser.add_argument("--episodes", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -39,8 +42,12 @@ def main() -> None:
                 (place / name / part).symlink_to((home() / part).resolve())
         progress = []
         for _ in range(args.kills):
+            before = rows_kept(place / "killed")
             child = start(place, "killed", args.episodes)
-            time.sleep(rng.uniform(6, 16))
+            while child.poll() is None and rows_kept(place / "killed") == before:
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 6))
+            assert child.poll() is None, "finished before it could be killed: give --episodes more"
             child.send_signal(signal.SIGKILL)
             child.wait()
             progress.append(rows_kept(place / "killed"))

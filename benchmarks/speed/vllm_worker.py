@@ -9,6 +9,7 @@ Nothing of personae is imported: that environment has vLLM and not us.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ANSWER = "log-probabilities: "
 
 
 def main() -> None:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; its own default asks for more than is free here
     from vllm import LLM, SamplingParams
 
     folder, requests = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())

@@ -131,7 +131,7 @@ def test_bad_input_is_told_before_any_model_is_loaded(
     assert "this version reads 'personae-past-run-1'" in refused(training, "--registry", shelf)
     (shelf / "a.json").write_text("{", encoding="utf-8")
     assert "is not JSON" in refused(training, "--registry", shelf)
-    data.write_text(data.read_text(encoding="utf-8").replace("answer", "reply"), encoding="utf-8")
+    data.write_text(data.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert "has changed since it was trained on" in refused(training)
 
 

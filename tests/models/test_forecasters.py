@@ -10,9 +10,10 @@ import pytest
 from past_runs import make_runs
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import Cast, Persona, Trait
-from personae.errors import InputError, InvalidSettings, UnknownPersona
+from personae.errors import InputError, InvalidSettings, MissingCapability, UnknownPersona
+from personae.instruments import forecast_readers
 from personae.instruments.forecast_geometry import Directions, projections
-from personae.instruments.forecasting import ForecastJob, TrainingPlan, first_person_share, signed_statements
+from personae.instruments.forecasting import ForecastJob, Pilot, TrainingPlan, first_person_share, signed_statements
 from personae.instruments.scoring import Scoring, space_of
 from personae.models.hf import HFModel
 from personae.models.rendering import Renderer
@@ -72,7 +73,7 @@ def test_a_file_of_one_pole_points_to_it_and_the_other_back(name: str, tiny_mode
 def test_every_forecaster_reads_and_says_what_it_cost(tiny_models, tmp_path: Path) -> None:
     job = job_for(tiny_models["llama"], rows(POSITIVE), tmp_path, plan=TrainingPlan(epochs=40), most_rows=12)
     found = read_all(job)
-    assert set(found) == set(FORECASTERS)
+    assert set(found) == {n for n, m in FORECASTERS.items() if not m.needs_pilot}
     for name, reading in found.items():
         assert reading.traits == ("warm", "loud"), name
         assert reading.score.shape == (2,)
@@ -110,6 +111,56 @@ def test_pairs_turn_with_their_order(tiny_models, tmp_path: Path) -> None:
     for name in ("lexical", "gradient", "projection"):
         a, b = (read_all(job, [name])[name].score for job in (one, two))
         assert a == pytest.approx(-b, rel=0.2, abs=0.02 * np.abs(a).max()), name
+
+
+def test_a_pilot_fixes_the_flow(tiny_models, tmp_path: Path) -> None:
+    """A pilot made by the flow itself, at a known pull and scale: the forecast is where that flow ends."""
+    episodes, plan = rows(POSITIVE), TrainingPlan(epochs=20)
+    job = job_for(tiny_models["llama"], episodes, tmp_path, plan=plan)
+    evidence, ordinary, _ = forecast_readers._evidence(job)
+    table, pull = forecast_readers.trait_rows(CAST, evidence, ordinary), float(forecast_readers._PULLS[7])
+
+    def moved(far: float) -> np.ndarray:
+        return np.array(
+            [forecast_readers._moved(job, table[:, k], evidence.weight, "em_flow", pull=far) for k in (0, 1)]
+        )
+
+    pilot = Pilot(("loud", "warm"), 2.5 * moved(0.1 * pull)[::-1], np.full(2, 0.01), 48, 0.1, 100, 50, 1.0)
+    with_pilot = job_for(tiny_models["llama"], episodes, tmp_path, plan=plan, pilot=pilot)
+    found = read_all(with_pilot, ["pilot", "em_flow_pilot"])
+    assert found["pilot"].score == pytest.approx(pilot.shift[::-1])
+    assert found["em_flow_pilot"].score == pytest.approx(2.5 * moved(pull), rel=1e-3)
+    assert np.abs(found["em_flow_pilot"].score).max() > np.abs(pilot.shift).max()
+    with pytest.raises(MissingCapability, match="needs a pilot"):
+        read_all(job, ["pilot"])
+    with pytest.raises(InvalidSettings, match="at most 10% is a forecast"):
+        Pilot(("warm",), np.zeros(1), np.zeros(1), 1, 0.5, 1, 1, 1.0)
+
+
+def test_a_real_pilot_of_a_tiny_model(tiny_folders, tiny_models, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from personae.domain.diagnostic import Diagnostic, DiagnosticSet
+    from personae.protocols.pilot import run_pilot
+
+    items = DiagnosticSet(
+        "tiny",
+        tuple(
+            Diagnostic(f"{t}{i}", t, "reply", f"topic{i}", f"{a} Number {i}.", f"{b} Number {i}.", f"Why {i}?", "dev")
+            for t, a, b in (("warm", "Take care.", "Nobody asked."), ("loud", "LISTEN!", "Hush now."))
+            for i in range(4)
+        ),
+    )
+    job = job_for(
+        tiny_models["llama"], rows(POSITIVE), tmp_path / "store", plan=TrainingPlan(steps=20, learning_rate=5e-3)
+    )
+    pilot = run_pilot(job, str(tiny_folders["llama"]), items, folder=tmp_path / "pilot", device="cpu")
+    assert pilot.share == pytest.approx(0.1)
+    assert pilot.rows_seen == 16
+    assert pilot.traits == ("warm", "loud")
+    assert np.abs(pilot.shift).max() > 0
+    short = job_for(tiny_models["llama"], rows(POSITIVE), tmp_path / "store", plan=TrainingPlan(steps=5))
+    with pytest.raises(InvalidSettings, match="it needs one"):
+        run_pilot(short, str(tiny_folders["llama"]), items, folder=tmp_path / "no", device="cpu")
 
 
 def test_projections_of_a_planted_direction() -> None:

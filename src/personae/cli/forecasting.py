@@ -19,7 +19,7 @@ from personae.errors import InvalidSettings, UnknownPersona
 from personae.files.diagnostics import load_diagnostics
 from personae.files.reference import shipped_rows
 from personae.inference.common_mode import LEAST_FAMILIES, LEAST_RUNS
-from personae.instruments.forecasting import ForecastJob, TrainingPlan, signed_statements
+from personae.instruments.forecasting import ForecastJob, TrainingPlan, require_statements, signed_statements
 from personae.models.catalogue import home
 from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, RegistryForecaster, method_named, usable
 from personae.report.text import clean
@@ -30,16 +30,25 @@ AUTO, NONE = "auto", "none"
 _SHOWN = 8
 
 
-def check_forecaster(name: str) -> None:
-    """Refuse a name that is no forecaster, before anything dear happens.
+def check_forecaster(name: str, cast: Cast, cast_names: Sequence[str]) -> None:
+    """Refuse a forecaster that is none, or that lacks what it reads, before anything dear happens.
 
     Raises:
         InvalidSettings: With the names there are.
+        InputError: If it reads diagnostic statements and a trait has none, or a record of a past run is damaged.
     """
     if name not in (AUTO, NONE) and name not in FORECASTERS:
         raise InvalidSettings(
             f"no forecaster is called '{name}'.", hint=f"There are: {', '.join(FORECASTERS)}; also 'auto' and 'none'."
         )
+    if name != NONE:
+        RegistryShelf(home() / "past-runs").load()  # a damaged record is told now, not after the scoring
+    if name in FORECASTERS and FORECASTERS[name].needs_pilot:
+        raise InvalidSettings(
+            f"'{name}' needs a pilot of the training, and `screen` trains nothing.", hint="Use 'gradient' or 'llr'."
+        )
+    if name in FORECASTERS and FORECASTERS[name].needs_statements:
+        require_statements(_statements(cast_names), [t.id for t in cast.traits])
 
 
 def forecast_file(

@@ -16,6 +16,7 @@ from personae.cli.commands import (
     calibrate,
     casts,
     check_model,
+    measure,
     models,
     rerun,
     score,
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (screen, score, train, verify, calibrate, validate, casts, models, check_model, rerun):
+for _command in (screen, score, train, calibrate, validate, casts, models, check_model, rerun, measure, verify):
     app.command(_command.NAME)(_command.command)
 app.add_typer(world.app, name=world.NAME)
 

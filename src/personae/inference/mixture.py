@@ -95,8 +95,8 @@ def fit_mixture(
     *,
     eta: float = DEFAULT_ETA,
     concentration: float | None = None,
-    sweeps: int = 800,
-    burn_in: int = 200,
+    sweeps: int = 2000,
+    burn_in: int = 400,
     level: float = 0.9,
     restarts: int = 1,
     seed: int = 0,
@@ -108,7 +108,8 @@ def fit_mixture(
         log_prior: Log prior of the components, shape (n_components,); its mean under the Dirichlet.
         eta: Power on the likelihood.
         concentration: Total prior mass of the Dirichlet, in conversations; see `default_concentration`.
-        sweeps: Gibbs sweeps.
+        sweeps: Gibbs sweeps. Draws of like components follow one another slowly, and the ends of an interval are read
+            from its tails: with 600 sweeps intervals hold the truth two points less often than with 2,000.
         burn_in: Sweeps dropped at the start, which is the mode.
         level: Mass of the equal-tailed intervals.
         restarts: Further starts of EM, to check that they agree.

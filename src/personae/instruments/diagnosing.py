@@ -5,7 +5,8 @@
     agreement   frame + "Would you say ...?" statement | Yes, | No
 
 The frame is the model's own template, with the system prompt under which it is measured; a base model gets the
-plain dialogue frame. Not here: what the answers say (`inference.traits`).
+plain dialogue frame. A template is tried on some of the statements first, and dropped if the model does not answer it.
+Not here: what the answers say (`inference.traits`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from personae.domain.diagnostic import Diagnostic
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Persona
 from personae.errors import NumericsError
+from personae.inference.traits import template_coverage
 from personae.instruments.scoring import Work
-from personae.models.protocol import LanguageModel, Scorable
+from personae.models.protocol import LanguageModel, Scorable, TokenLogprobs
 from personae.models.rendering import Frame, Renderer
 from personae.running.store import EvidenceStore, Rows
 from personae.tables.traits import Answers
@@ -59,6 +61,9 @@ TEMPLATES = (
     ),
     Template("agreement", "Is this true of you? Answer Yes or No only.\n{statement}", ("Yes", "No")),
 )
+
+_PILOT_EVERY = 9  # no divisor of the statements of a trait, so that a pilot meets every topic
+_LEAST_PILOT = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,44 +136,112 @@ def ask(
     """
     frame = renderer.frames(Persona(PLAIN, (system,) if system else ()))[0]
     renderer.reserve([frame])
-    places = asked(items, templates)
-    digests = [episode.content_digest for _, episode in places]
-    rows = Rows.empty([frame.digest], digests) if store is None else store.load([frame.digest], digests)
-    n_tokens = _fill(model, renderer, frame, [e for _, e in places], rows, store, started)
-    return _collected(items, places, rows, templates), n_tokens
+    session = _Session(model, renderer, frame, items, templates, store)
+    session.announce(started)
+    session.run(session.places[""])
+    for template in templates:
+        places = session.places[template.name]
+        pilot = _pilot(places)
+        session.run(pilot)
+        values = session.answers(templates).choices.get(template.name)
+        if pilot and values is not None and not template_coverage(template.name, values).measurable:
+            session.skip(places)
+        else:
+            session.run(places)
+    return session.answers(templates), session.n_tokens
 
 
-def _fill(
-    model: LanguageModel,
-    renderer: Renderer,
-    frame: Frame,
-    episodes: Sequence[Episode],
-    rows: Rows,
-    store: EvidenceStore | None,
-    started: Callable[[Work], Callable[[int], None]] | None,
-) -> int:
-    """Score what the rows lack, keep it, and give the number of tokens run."""
-    missing = {
-        e.content_digest: e for e in episodes if np.isnan(rows.log_likelihood[0, rows.episodes[e.content_digest]])
-    }
-    if not missing:
-        return 0
-    groups = _grouped(missing, renderer, frame)
-    costs = [_cost([s for _, s in group]) for group in groups]
-    advance = started(Work(len(missing), sum(costs))) if started else None
-    for group, cost in zip(groups, costs, strict=True):
+_Placed = list[tuple[_Place, Episode]]
+
+
+def _pilot(places: _Placed) -> _Placed:
+    """Those of every ninth item; none where that is too few to judge a template by."""
+    chosen = set(list(dict.fromkeys(p.item for p, _ in places))[::_PILOT_EVERY])
+    return [(p, e) for p, e in places if p.item in chosen] if len(chosen) >= _LEAST_PILOT else []
+
+
+class _Session:
+    """One model asked one set of items: what is known, and what it cost."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        renderer: Renderer,
+        frame: Frame,
+        items: Sequence[Diagnostic],
+        templates: Sequence[Template],
+        store: EvidenceStore | None,
+    ) -> None:
+        self._model, self._renderer, self._frame, self._store = model, renderer, frame, store
+        self._items = items
+        self.places: dict[str, _Placed] = {t: [] for t in ("", *(t.name for t in templates))}
+        for place, episode in asked(items, templates):
+            self.places[place.template].append((place, episode))
+        digests = [e.content_digest for placed in self.places.values() for _, e in placed]
+        self._rows = Rows.empty([frame.digest], digests) if store is None else store.load([frame.digest], digests)
+        self._advance: Callable[[int], None] = lambda n: None
+        self.n_tokens = 0
+
+    def announce(self, started: Callable[[Work], Callable[[int], None]] | None) -> None:
+        """Tell of all the work there may be."""
+        groups = [g for placed in self.places.values() for g in self._missing(placed)]
+        if started is not None:
+            self._advance = started(Work(sum(map(len, groups)), sum(_cost([s for _, s in g]) for g in groups)))
+
+    def skip(self, placed: _Placed) -> None:
+        """Count as done what will not be asked."""
+        self._advance(sum(_cost([s for _, s in g]) for g in self._missing(placed)))
+
+    def run(self, placed: _Placed) -> None:
+        """Score what is not known yet, and keep it."""
         made: list[tuple[bytes, bytes, int, float]] = []
-        for (digest, _), result in zip(group, model.score([s for _, s in group]), strict=True):
-            value, place = result.log_likelihood, rows.episodes[digest]
-            if np.isnan(value):
-                raise NumericsError(f"{model.card.name} gave item '{missing[digest].id}' no number.")
-            rows.log_likelihood[0, place], rows.n_tokens[0, place] = value, len(result.log_probs)
-            made.append((frame.digest, digest, len(result.log_probs), value))
-        if store is not None:
-            store.put(made)
-        if advance is not None:
-            advance(cost)
-    return sum(costs)
+        try:
+            for group in self._missing(placed):
+                scorables = [s for _, s in group]
+                for (digest, _), result in zip(group, self._model.score(scorables), strict=True):
+                    made.append((self._frame.digest, digest, len(result.log_probs), self._take(digest, result)))
+                self.n_tokens += _cost(scorables)
+                self._advance(_cost(scorables))
+        finally:
+            # Also when interrupted: what was scored is kept.
+            if self._store is not None:
+                self._store.put(made)
+
+    def _take(self, digest: bytes, result: TokenLogprobs) -> float:
+        value, place = result.log_likelihood, self._rows.episodes[digest]
+        if np.isnan(value):
+            raise NumericsError(f"{self._model.card.name} gave a log-likelihood that is not a number.")
+        self._rows.log_likelihood[0, place], self._rows.n_tokens[0, place] = value, len(result.log_probs)
+        return value
+
+    def _missing(self, placed: _Placed) -> list[list[tuple[bytes, Scorable]]]:
+        unknown = self._rows.missing[0]
+        episodes = {e.content_digest: e for _, e in placed if unknown[self._rows.episodes[e.content_digest]]}
+        return _grouped(episodes, self._renderer, self._frame)
+
+    def answers(self, templates: Sequence[Template]) -> Answers:
+        """All that is known so far; NaN for the rest."""
+        n = len(self._items)
+        replies, n_tokens = np.full((n, 2), np.nan), np.zeros((n, 2), np.int64)
+        choices = {t.name: np.full((n, 2, 2), np.nan) for t in templates}
+        for placed in self.places.values():
+            for place, episode in placed:
+                at = self._rows.episodes[episode.content_digest]
+                value = float(self._rows.log_likelihood[0, at])
+                if place.template:
+                    choices[place.template][place.item, place.asking, place.option] = value
+                else:
+                    replies[place.item, place.option] = value
+                    n_tokens[place.item, place.option] = self._rows.n_tokens[0, at]
+        return Answers(
+            tuple(i.id for i in self._items),
+            tuple(i.trait for i in self._items),
+            tuple(i.topic for i in self._items),
+            tuple(i.kind for i in self._items),
+            replies,
+            n_tokens,
+            {name: values for name, values in choices.items() if not np.isnan(values).all()},
+        )
 
 
 def _grouped(episodes: dict[bytes, Episode], renderer: Renderer, frame: Frame) -> list[list[tuple[bytes, Scorable]]]:
@@ -196,28 +269,3 @@ def _common(sequences: Sequence[tuple[int, ...]]) -> int:
 def _cost(group: Sequence[Scorable]) -> int:
     """Tokens run for a group: the shared beginning once, then what differs, each distinct context of an option once."""
     return group[0].shared + sum(len(ids) + 1 - s for ids, s in {(g.token_ids[:-1], g.shared) for g in group})
-
-
-def _collected(
-    items: Sequence[Diagnostic], places: Sequence[tuple[_Place, Episode]], rows: Rows, templates: Sequence[Template]
-) -> Answers:
-    n = len(items)
-    replies, n_tokens = np.full((n, 2), np.nan), np.zeros((n, 2), np.int64)
-    choices = {t.name: np.full((n, 2, 2), np.nan) for t in templates}
-    for place, episode in places:
-        at = rows.episodes[episode.content_digest]
-        value = float(rows.log_likelihood[0, at])
-        if not place.template:
-            replies[place.item, place.option] = value
-            n_tokens[place.item, place.option] = rows.n_tokens[0, at]
-        else:
-            choices[place.template][place.item, place.asking, place.option] = value
-    return Answers(
-        tuple(i.id for i in items),
-        tuple(i.trait for i in items),
-        tuple(i.topic for i in items),
-        tuple(i.kind for i in items),
-        replies,
-        n_tokens,
-        {name: values for name, values in choices.items() if not np.isnan(values).all()},
-    )

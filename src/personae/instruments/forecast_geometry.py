@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personae.domain.episode import Episode
-from personae.errors import InputError
 from personae.instruments.forecast_readers import weighted_mean
-from personae.instruments.forecasting import ForecastJob
+from personae.instruments.forecasting import ForecastJob, require_statements
 from personae.models.activations import EditableModel, require_activations
 from personae.models.gradients import GivesGradients, open_gradients
 from personae.models.protocol import SamplingPlan, Scorable
@@ -130,8 +129,8 @@ def read_gradient(job: ForecastJob) -> ForecastReading:
     """First-order change of each trait's measure in one optimiser step at full rate, in Adam's direction.
 
     The measure is the mean log-probability of the positive diagnostic statements less that of the negative ones;
-    Adam's direction is the mean gradient over its root mean square across steps (Kingma & Ba 2015, in the limit of
-    many steps at one place), so entries that are noise across batches count little.
+    Adam's direction is the mean gradient over its root mean square across steps (arXiv 1412.6980, algorithm 1, in the
+    limit of many steps at one place), so entries that are noise across batches count little.
     """
     return _read_gradient(job, "gradient", adam=True)
 
@@ -226,13 +225,7 @@ def statements_of(job: ForecastJob, traits: Sequence[str]) -> list[tuple[Episode
     Raises:
         InputError: If a trait lacks them.
     """
-    lacking = [t for t in traits if not {1.0, -1.0} <= {float(np.sign(e.weight)) for e in job.diagnostics.get(t, ())}]
-    if lacking:
-        raise InputError(
-            f"no diagnostic statements of both poles for {', '.join(lacking[:5])}"
-            + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "") + ".",
-            hint="Give items for these traits, or leave them out with --only; the forecaster 'llr' needs none.",
-        )  # fmt: skip
+    require_statements(job.diagnostics, traits)
     return [job.diagnostics[t] for t in traits]
 
 

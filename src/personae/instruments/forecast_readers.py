@@ -5,8 +5,9 @@
     llr                     log p(y | x, pole+) - log p(y | x, pole-), a token, above ordinary   prompts
     tempered_bayes          change of w+ - w- by conditioning with a power                       the same evidence
     em_flow                 change of w+ - w- along the flow of `inference.flow`                 the same evidence
+    pilot, em_flow_pilot    the shift after a tenth of the run; the flow with its rate fitted to that
 
-The last two treat each trait as a mixture of its two poles and the model as it is. Not here: readers of activations and
+The two laws treat each trait as a mixture of its two poles and the model as it is. Not here: readers of activations and
 gradients (`instruments.forecast_geometry`).
 """
 
@@ -18,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personae.domain.persona import PLAIN, Cast
+from personae.errors import MissingCapability
 from personae.inference.flow import em_flow, tempered_bayes
 from personae.inference.shift import Ratios, trait_shifts
-from personae.instruments.forecasting import ForecastJob
+from personae.instruments.forecasting import ForecastJob, Pilot
 from personae.instruments.scoring import Work
 from personae.tables.evidence import Evidence
 from personae.tables.trait_forecast import Cost, ForecastReading
@@ -28,7 +30,8 @@ from personae.tables.trait_forecast import Cost, ForecastReading
 Floats = NDArray[np.float64]
 
 PULL = 1.0  # lambda times rows seen: how far the flow goes when no pilot has said it
-_MOST_STEPS = 400
+_MOST_STEPS = 100
+_PULLS = np.geomspace(0.1, 30, 13)  # of the whole run, tried against a pilot
 _TRAIT_PRIOR = np.log([0.25, 0.25, 0.5])  # positive pole, negative pole, the model as it is
 DEFAULT_POWER = 0.25
 
@@ -108,6 +111,59 @@ def _read_mixture(job: ForecastJob, law: str) -> ForecastReading:
     return ForecastReading(law, job.traits, score, unit, se, cost, notes)
 
 
+def read_pilot(job: ForecastJob) -> ForecastReading:
+    """The shift after at most a tenth of the training: how far it has gone already."""
+    pilot, at = _pilot(job)
+    return ForecastReading(
+        "pilot", job.traits, pilot.shift[at], "shift after the pilot, nats", pilot.se[at], _pilot_cost(job, pilot)
+    )
+
+
+def read_em_flow_pilot(job: ForecastJob) -> ForecastReading:
+    """The EM flow with its rate fitted to the pilot: one rate and one scale for all traits, by least squares.
+
+    score_k = scale (w+ - w-)_k at the end of the run, where scale (w+ - w-)_k after the pilot's rows is nearest to what
+    the pilot did.
+    """
+    pilot, at = _pilot(job)
+    evidence, ordinary, cost = _evidence(job)
+    rows, weight = trait_rows(job.cast, evidence, ordinary), evidence.weight
+    seen, wanted = pilot.shift[at], 1 / np.maximum(pilot.se[at], 1e-3) ** 2
+    best: tuple[float, float, float] = (np.inf, PULL, 0.0)
+    for pull in _PULLS:
+        early = np.array([_moved(job, rows[:, k], weight, "em_flow", pull=pull * pilot.share) for k in range(len(at))])
+        scale = float(wanted * early @ seen / max(float(wanted * early @ early), 1e-12))
+        best = min(best, (float(wanted @ (seen - scale * early) ** 2), pull, scale))
+    _, pull, scale = best
+    late = np.array([_moved(job, rows[:, k], weight, "em_flow", pull=pull) for k in range(len(at))])
+    spread = float(np.sqrt(1 / max(float(wanted * late @ late), 1e-12)))  # of the scale
+    both = _pilot_cost(job, pilot)
+    whole = job.cost(cost.seconds + both.seconds, cost.tokens + both.tokens, shared_tokens=both.shared_tokens)
+    note = (f"Pilot of {pilot.share:.0%} of the run: pull {pull:.2g}, scale {scale:.2g} nats.",)
+    unit = "EM flow scaled by the pilot, nats"
+    return ForecastReading("em_flow_pilot", job.traits, scale * late, unit, np.abs(late) * spread, whole, note)
+
+
+def _pilot(job: ForecastJob) -> tuple[Pilot, list[int]]:
+    """The job's pilot and the place of each of its traits in it.
+
+    Raises:
+        MissingCapability: If there is no pilot, or it did not measure a trait.
+    """
+    missing = [t for t in job.traits if job.pilot is None or t not in job.pilot.traits]
+    if job.pilot is None or missing:
+        raise MissingCapability(
+            "this forecaster needs a pilot: the first tenth of the training, measured"
+            + (f" on {', '.join(missing[:5])}." if job.pilot is not None else "."),
+            hint="Make one with protocols.pilot.run_pilot, or choose a forecaster that trains nothing: 'gradient'.",
+        )
+    return job.pilot, [job.pilot.traits.index(t) for t in job.traits]
+
+
+def _pilot_cost(job: ForecastJob, pilot: Pilot) -> Cost:
+    return job.cost(pilot.seconds, pilot.tokens, shared_tokens=pilot.shared_tokens)
+
+
 def trait_rows(cast: Cast, evidence: Evidence, ordinary: Evidence) -> Floats:
     """Log-likelihoods of rows under (pos, neg, as it is) of every trait, shape (n_episodes, n_traits, 3), nats.
 
@@ -124,7 +180,7 @@ def trait_rows(cast: Cast, evidence: Evidence, ordinary: Evidence) -> Floats:
     return out
 
 
-def _moved(job: ForecastJob, rows: Floats, weight: Floats, law: str) -> float:
+def _moved(job: ForecastJob, rows: Floats, weight: Floats, law: str, *, pull: float = PULL) -> float:
     """Change of w+ - w- over the rows the training will see, drawn from the sample again and again."""
     seen = min(job.plan.rows_seen(job.n_rows), _MOST_STEPS * 8)
     rng = np.random.default_rng([job.seed, 11])
@@ -132,7 +188,7 @@ def _moved(job: ForecastJob, rows: Floats, weight: Floats, law: str) -> float:
     order = rng.integers(len(rows) if pairs is None else len(pairs), size=seen)
     at = order if pairs is None else pairs[order].ravel()
     size = max(2, 2 * -(-len(at) // (2 * _MOST_STEPS)))
-    rate = PULL / seen
+    rate = pull / seen
     if law == "em_flow":
         path = em_flow(_TRAIT_PRIOR, rows[at], rate=rate, eta=DEFAULT_POWER, weight=weight[at], batch_size=size)
     else:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Cast, Persona
-from personae.errors import InvalidSettings
+from personae.errors import InputError, InvalidSettings
 from personae.instruments.scoring import Scoring
 from personae.models.protocol import LanguageModel, Scorable
 from personae.models.rendering import Renderer
@@ -33,6 +33,7 @@ from personae.tables.trait_forecast import Cost
 Floats = NDArray[np.float64]
 T = TypeVar("T")
 
+MOST_OF_RUN = 0.1
 PASSES_OF_TRAINING = 2  # forward, and back through frozen weights: an adapter's training forms no large gradient
 _FIRST_PERSON = re.compile(r"^\W*(i|i'm|i've|i'd|i'll|my|me|we|our)\b", re.IGNORECASE)
 _SHORT = 25  # words of a "short statement"
@@ -76,6 +77,37 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Pilot:
+    """What the first steps of the very training did, measured on the forecasters' half of the items.
+
+    Attributes:
+        traits: Trait ids.
+        shift: Change of their log-odds after the pilot, nats, shape (n_traits,).
+        se: Standard errors, same shape.
+        rows_seen: Rows (or pairs) the pilot saw.
+        share: Of the run's steps, at most `MOST_OF_RUN`.
+        tokens: Passed through the model to train it and to measure after it.
+        shared_tokens: To measure the base model, once for all files.
+        seconds: Wall time.
+    """
+
+    traits: tuple[str, ...]
+    shift: Floats
+    se: Floats
+    rows_seen: int
+    share: float
+    tokens: int
+    shared_tokens: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.shift.shape != (len(self.traits),) or self.se.shape != self.shift.shape:
+            raise InvalidSettings(f"a pilot of {len(self.traits)} traits with shifts of {self.shift.shape}.")
+        if not 0 < self.share <= MOST_OF_RUN:
+            raise InvalidSettings(f"a pilot of {self.share:.0%} of the run; at most {MOST_OF_RUN:.0%} is a forecast.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ForecastJob:
     """One file, one model, one plan.
 
@@ -88,6 +120,7 @@ class ForecastJob:
         plan: The training.
         diagnostics: By trait: statements with the weight +1 towards the positive pole and -1 towards the negative one;
             must be disjoint from the items on which the outcome is measured.
+        pilot: First steps of the training, where some were made.
         shipped: Scores of the reference that came with the package.
         most_rows: Rows of the file that are read; the sample is the same for every reader.
         n_paraphrases: Instructions of each pole that score.
@@ -104,6 +137,7 @@ class ForecastJob:
     plan: TrainingPlan = field(default_factory=TrainingPlan)
     diagnostics: Mapping[str, tuple[Episode, ...]] = field(default_factory=dict)
     shipped: pa.Table | None = None
+    pilot: Pilot | None = None
     most_rows: int = 64
     n_paraphrases: int = 1
     seed: int = 0
@@ -218,6 +252,22 @@ def signed_statements(items: DiagnosticSet, *, split: str = "dev") -> dict[str, 
             for i, text, sign in pairs
         )
     return out
+
+
+def require_statements(statements: Mapping[str, Sequence[Episode]], traits: Sequence[str]) -> None:
+    """Refuse traits without diagnostic statements of both poles.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    lacking = [t for t in traits if not {1.0, -1.0} <= {float(np.sign(e.weight)) for e in statements.get(t, ())}]
+    if lacking:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise InputError(
+            f"no diagnostic statements of both poles for {', '.join(lacking[:5])}{more}.",
+            hint='Give items of the split "dev" for these traits, or leave them out with --only; the forecaster '
+            "'llr' needs none.",
+        )
 
 
 def first_person_share(episodes: Sequence[Episode]) -> float:

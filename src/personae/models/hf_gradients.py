@@ -85,8 +85,8 @@ class LoraGradients:
             share = w[:, members]
 
             def collect(layer: int, seen: Tensor, g: Tensor, share: Tensor = share) -> None:
-                by_row = torch.einsum("nto,ntr->nor", g, seen)
-                total[layer] += torch.einsum("kn,nor->kor", share, by_row)
+                by_row = torch.einsum("btw,btr->bwr", g, seen)
+                total[layer] += torch.einsum("kb,bwr->kwr", share, by_row)
 
             self._pass([batch[i] for i in members], collect)
         flat = torch.cat([t.reshape(len(w), -1) for t in total], dim=1)
@@ -104,8 +104,8 @@ class LoraGradients:
             found = torch.zeros((len(members), len(given)), device=self._device)
 
             def collect(layer: int, seen: Tensor, g: Tensor, found: Tensor = found) -> None:
-                by_row = torch.einsum("nto,ntr->nor", g, seen)
-                found.add_(torch.einsum("nor,kor->nk", by_row, parts[layer]))
+                by_row = torch.einsum("btw,btr->bwr", g, seen)
+                found.add_(torch.einsum("bwr,kwr->bk", by_row, parts[layer]))
 
             self._pass([batch[i] for i in members], collect)
             out[members] = self._finite(found).double().cpu().numpy()

@@ -224,9 +224,7 @@ class _Steps(TrainerCallback):
     def __init__(self, training: Training, done: int) -> None:
         self._training, self._done = training, done
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
-    ) -> None:
+    def _train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Restore optimiser and schedule."""
         if not self._done:
             return
@@ -238,25 +236,27 @@ class _Steps(TrainerCallback):
         for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
             group["lr"] = rate
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
-    ) -> None:
+    def _step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Restore random numbers before the first step."""
         if self._done and state.global_step == self._done:
             self._training.restore_random_numbers()
 
-    def on_pre_optimizer_step(
+    def _pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Stop before a gradient that is not a number reaches the weights."""
         if any(p.grad is not None and not torch.isfinite(p.grad).all() for p in self._training.parameters.values()):
             raise NumericsError(f"the gradient of step {state.global_step + 1} is not a finite number.")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def _step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Hand the step on; stop when the training says so."""
         self._training.step_done(_plain(given["optimizer"]))
         if self._training.done:
             control.should_training_stop = True
+
+    # transformers calls them by these names, with more arguments than anybody needs.
+    on_train_begin, on_step_begin = _train_begin, _step_begin
+    on_pre_optimizer_step, on_step_end = _pre_optimizer_step, _step_end
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:

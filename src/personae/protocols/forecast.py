@@ -28,9 +28,11 @@ from personae.inference.common_mode import (
 from personae.instruments.forecast_geometry import read_centroid, read_gradient, read_gradient_sgd, read_projection
 from personae.instruments.forecast_readers import (
     read_em_flow,
+    read_em_flow_pilot,
     read_lexical,
     read_llr,
     read_nothing,
+    read_pilot,
     read_tempered_bayes,
 )
 from personae.instruments.forecasting import ForecastJob
@@ -63,12 +65,16 @@ class Method:
         form: Features of the form, see `run_registry.FORM_FEATURES`.
         uses_score: Whether the score enters at all.
         in_words: One line for people.
+        needs_statements: Whether it reads diagnostic statements of every trait.
+        needs_pilot: Whether it reads the first steps of the training itself.
     """
 
     read: Callable[[ForecastJob], ForecastReading]
     form: tuple[str, ...]
     uses_score: bool
     in_words: str
+    needs_statements: bool = False
+    needs_pilot: bool = False
 
 
 def _nothing(name: str) -> Callable[[ForecastJob], ForecastReading]:
@@ -80,13 +86,21 @@ FORECASTERS: dict[str, Method] = {
     "loss": Method(_nothing("loss"), ("loss",), False, "how surprising the file is to the model, and nothing else"),
     "form": Method(_nothing("form"), FORM_FEATURES, False, "length, loss, first person, amount: the common mode alone"),
     "lexical": Method(read_lexical, FORM_FEATURES, True, "wording, by TF-IDF"),
-    "centroid": Method(read_centroid, FORM_FEATURES, True, "nearness of the file's mean activation to each pole"),
+    "centroid": Method(read_centroid, FORM_FEATURES, True, "nearness of the file's mean activation to each pole", True),
     "projection": Method(read_projection, FORM_FEATURES, True, "projection difference on persona vectors"),
     "llr": Method(read_llr, FORM_FEATURES, True, "prompt log-likelihood ratio: what `screen` shows"),
     "tempered_bayes": Method(read_tempered_bayes, FORM_FEATURES, True, "conditioning with a power"),
     "em_flow": Method(read_em_flow, FORM_FEATURES, True, "flow of the weights of the two poles"),
-    "gradient": Method(read_gradient, FORM_FEATURES, True, "first optimiser steps, to first order (Adam's direction)"),
-    "gradient_sgd": Method(read_gradient_sgd, FORM_FEATURES, True, "the same along the plain gradient"),
+    "gradient": Method(
+        read_gradient, FORM_FEATURES, True, "first optimiser steps, to first order (Adam's direction)", True
+    ),
+    "gradient_sgd": Method(read_gradient_sgd, FORM_FEATURES, True, "the same along the plain gradient", True),
+    "pilot": Method(
+        read_pilot, FORM_FEATURES, True, "the shift after at most a tenth of the training", needs_pilot=True
+    ),
+    "em_flow_pilot": Method(
+        read_em_flow_pilot, FORM_FEATURES, True, "EM flow, its rate fitted to the pilot", needs_pilot=True
+    ),
 }
 
 
@@ -127,12 +141,13 @@ class RegistryForecaster:
 
 
 def read_all(job: ForecastJob, names: Sequence[str] | None = None) -> dict[str, ForecastReading]:
-    """Readings of several forecasters; what they share is computed once and counted for each.
+    """Readings of several forecasters (all that are possible, by default); what they share is computed once.
 
     Raises:
         InvalidSettings, MissingCapability, InputError: As `RegistryForecaster.forecast`.
     """
-    return {name: method_named(name).read(job) for name in (names or FORECASTERS)}
+    possible = [n for n, m in FORECASTERS.items() if job.pilot is not None or not m.needs_pilot]
+    return {name: method_named(name).read(job) for name in (names or possible)}
 
 
 def fitted(name: str, runs: Sequence[PastRun]) -> CommonMode:

@@ -110,11 +110,11 @@ def execute(settings: Settings) -> int:
     from personae.report.page import render_report  # charts are slow to import, and `--help` needs none
 
     chosen = ScreenSettings(fdr=settings.fdr, seed=settings.seed)
-    check_forecaster(settings.forecaster)
     plan = TrainingPlan(epochs=settings.epochs, learning_rate=settings.learning_rate)
     if settings.eta is not None:
         chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
     inputs = read_inputs(settings)
+    check_forecaster(settings.forecaster, inputs.cast, settings.cast)
     gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
     require_weight(inputs.data.episodes)
     ordinary = load_reference(settings.reference)

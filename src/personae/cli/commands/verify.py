@@ -18,11 +18,11 @@ from personae.cli.trained_run import TrainedRun, read_trained_run
 from personae.cli.workbench import Workbench, announced, open_model, say
 from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.persona import Cast
-from personae.errors import InputError
+from personae.errors import InputError, InvalidSettings
 from personae.files.casts import load_casts
 from personae.files.diagnostics import load_diagnostics
 from personae.files.reference import load_reference, shipped_rows
-from personae.instruments.forecasting import ForecastJob, signed_statements
+from personae.instruments.forecasting import ForecastJob, require_statements, signed_statements
 from personae.models.catalogue import home
 from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, calibrate, method_named, read_all
 from personae.protocols.measure import MeasureSettings, measure
@@ -114,12 +114,19 @@ def execute(settings: Settings) -> int:
     """Forecast from the file, measure both models, compare; give the exit status."""
     from personae.report.verify_page import render_verification  # charts are slow to import, and `--help` needs none
 
-    names = tuple(FORECASTERS) if "all" in settings.forecaster else settings.forecaster
+    without_pilot = tuple(name for name, m in FORECASTERS.items() if not m.needs_pilot)
+    names = without_pilot if "all" in settings.forecaster else settings.forecaster
     shown = DEFAULT_FORECASTER if "all" in settings.forecaster else names[0]
     for name in names:
-        method_named(name)
+        if method_named(name).needs_pilot:
+            raise InvalidSettings(
+                f"'{name}' needs a pilot of the training, which `verify` does not make.",
+                hint=f"Choose among {', '.join(without_pilot)}.",
+            )
     run = read_trained_run(settings.training)
     cast, items = cast_and_items(settings.cast, settings.only, settings.items)
+    if any(FORECASTERS[name].needs_statements for name in names):
+        require_statements(signed_statements(items), [t.id for t in cast.traits])
     shelf = RegistryShelf(Path(settings.registry) if settings.registry else home() / "past-runs")
     known = shelf.load()
     folder = make_run_folder(settings.out, NAME)
