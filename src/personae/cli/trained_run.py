@@ -64,6 +64,8 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
     if run.get("command") != "train":
         raise InputError(f"run.json is of the command '{run.get('command')}', not of a training", path=path, hint=_HINT)
     settings, result = run["settings"], run.get("result")
+    if not isinstance(settings, Mapping):
+        raise InputError("the settings in run.json are no object", path=path, hint=_HINT)
     if not isinstance(result, Mapping):
         raise InputError(
             "this training has not finished", path=path, hint="Start the same `personae train` again: it goes on."

@@ -62,8 +62,8 @@ class Cells:
     def take(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> Cells:
         """Some of the cells."""
         at = np.arange(len(self))[index]
-        labels = (tuple(names[i] for i in at) for names in (self.run, self.family, self.trait))
-        return Cells(*labels, self.shift[at], self.se[at], self.score[at], self.form[at])
+        run, family, trait = (tuple(names[i] for i in at) for names in (self.run, self.family, self.trait))
+        return Cells(run, family, trait, self.shift[at], self.se[at], self.score[at], self.form[at])
 
 
 def cells_of(runs: Sequence[PastRun], forecaster: str | None) -> Cells:

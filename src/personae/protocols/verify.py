@@ -124,7 +124,9 @@ def agreement(rows: Sequence[VerifiedTrait], *, calibrated: bool) -> Agreement:
     said, seen = np.array([r.forecast for r in rows]), np.array([r.measured for r in rows])
     signs = [r.sign_right for r in rows if r.sign_right is not None]
     inside = [r.inside for r in rows if r.inside is not None]
-    rank = float(stats.spearmanr(said, seen).statistic) if len(rows) > 2 and said.std() > 0 and seen.std() > 0 else None
+    ranks = [stats.rankdata(v) for v in (said, seen)]
+    varied = len(rows) > 2 and said.std() > 0 and seen.std() > 0
+    rank = float(np.corrcoef(*ranks)[0, 1]) if varied else None
     return Agreement(
         n=len(rows),
         spearman=rank,
