@@ -39,9 +39,9 @@ MOST_ROWS = {
     "gradient_sgd": 32,
     "centroid": 32,
     "projection": 32,
-    "llr": 6,
-    "tempered_bayes": 6,
-    "em_flow": 6,
+    "llr": 4,
+    "tempered_bayes": 4,
+    "em_flow": 4,
 }
 
 
