@@ -28,12 +28,13 @@ def main() -> None:
     parser.add_argument("stages", nargs="+", choices=list(STAGES))
     parser.add_argument("--folder", type=Path, default=Path("runs/forecast-benchmark"))
     parser.add_argument("--evals", type=Path, help="folder of statements of Perez et al. 2022, one .jsonl a behaviour")
-    parser.add_argument("--only", help="runs whose id contains this")
+    parser.add_argument("--model", help="only runs of this model")
+    parser.add_argument("--only", help="only runs whose id contains one of these, separated by commas")
     parser.add_argument("--seeds", type=int, nargs="+", help="only runs of these seeds")
     parser.add_argument("--until", type=_clock, help="hour and minute, UTC")
     args = parser.parse_args()
     for run in manifest():
-        if (args.only and args.only not in run.id) or (args.seeds and run.seed not in args.seeds):
+        if not _is_wanted(run, args):
             continue
         if run.dataset.kind == "opinion" and args.evals is None:
             print(f"{run.id}: left out, it needs --evals", flush=True)
@@ -43,6 +44,11 @@ def main() -> None:
                 print("time is up", flush=True)
                 return
             print(f"{_now()} {run.id}: {stage}: {STAGES[stage](run, args)}", flush=True)
+
+
+def _is_wanted(run: Run, args: argparse.Namespace) -> bool:
+    named = args.only is None or any(part in run.id for part in args.only.split(","))
+    return named and args.model in (None, run.model) and (args.seeds is None or run.seed in args.seeds)
 
 
 def _train(run: Run, args: argparse.Namespace) -> str:
