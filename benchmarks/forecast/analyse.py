@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.environment import write_result
 from benchmarks.forecast.families import datasets
-from benchmarks.forecast.measuring import stored_runs
+from benchmarks.forecast.measuring import by_trait, stored_runs
 from benchmarks.forecast.reading import READINGS
 from benchmarks.forecast.registry import past_runs
 from benchmarks.forecast.work import BATCH, DOSES, DTYPE, RATE
@@ -53,6 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     runs = past_runs(model=args.model, dose=args.dose or None)
     names = [n for n in args.names if not method_named(n).uses_score or all(n in r.readings for r in runs)]
+    changes = item_changes()
     held: dict[str, Held] = {}
     for name in names:
         started = time.perf_counter()
@@ -66,7 +67,7 @@ def main() -> None:
         "counts": counts(runs),
         "ceiling": ceiling(runs),
         "skill": {n: _rounded(asdict(skill(h))) for n, h in held.items()},
-        "against_opposite": {n: opposites(h, runs) for n, h in held.items()},
+        "against_opposite": {n: opposites(h, runs, changes) for n, h in held.items()},
         "raw_readings": {n: raw(n, runs) for n in names if method_named(n).uses_score},
         "comparisons": comparisons(args.default, held),
         "shuffled_families": shuffled(args.default, runs) if args.default in names else None,
@@ -110,30 +111,38 @@ def ceiling(runs: Sequence[PastRun]) -> dict[str, float]:
     }
 
 
-def opposites(held: Held, runs: Sequence[PastRun]) -> dict[str, Any]:
-    """A file against its opposite, which cancels what both move: rank correlation, signs."""
-    table = _by_run(held)
+def opposites(held: Held, runs: Sequence[PastRun], changes: dict[str, list[float]]) -> dict[str, Any]:
+    """A file against its opposite, paired by item, which cancels what both move: rank correlation, signs.
+
+    Args:
+        held: Forecasts.
+        runs: What was forecast.
+        changes: Of every item, by run, in the order of `measuring.items`; nats.
+    """
+    said: dict[tuple[str, str], float] = {}
+    for run, trait, mean in zip(held.cells.run, held.cells.trait, held.forecast.mean, strict=True):
+        said[run, trait] = float(mean)
     known = {r.run: r for r in runs}
     rows: list[tuple[float, float, float, bool]] = []
-    for run, opposite in pairs(runs):
-        for trait, (measured, se, said) in table[run].items():
-            other = table[opposite][trait]
-            error = float(np.hypot(se, other[1]))
-            own = trait in known[run].trained
-            rows.append((measured - other[0], said - other[2], error, own))
+    for run, other in pairs(runs):
+        gap = by_trait([a - b for a, b in zip(changes[run], changes[other], strict=True)])
+        for trait in known[run].shift:
+            rows.append((*gap[trait], said[run, trait] - said[other, trait], trait in known[run].trained))
     if len(rows) < 3:
         return {}
-    measured, said, error, own = (np.array(column) for column in zip(*rows, strict=True))
+    measured, error, forecast, own = (np.array(column) for column in zip(*rows, strict=True))
     clear = np.abs(measured) > 2 * error
+    right = np.sign(forecast) == np.sign(measured)
     return {
         "pairs": len(pairs(runs)),
-        "spearman": _spearman(said, measured),
-        "spearman_other": _spearman(said[~own], measured[~own]),
-        "spearman_own": _spearman(said[own], measured[own]),
-        "sign": round(float((np.sign(said) == np.sign(measured))[clear].mean()), 3),
-        "sign_other": round(float((np.sign(said) == np.sign(measured))[clear & ~own].mean()), 3),
-        "sign_own": round(float((np.sign(said) == np.sign(measured))[clear & own].mean()), 3),
+        "ceiling": round(float(np.sqrt(max(0.0, 1 - (error**2).mean() / measured.var()))), 3),
+        "spearman": _spearman(forecast, measured),
+        "spearman_other": _spearman(forecast[~own], measured[~own]),
+        "sign": _share(right[clear]),
+        "sign_other": _share(right[clear & ~own]),
+        "sign_own": _share(right[own]),
         "n_sign": int(clear.sum()),
+        "n_own": int(own.sum()),
     }
 
 
@@ -262,12 +271,13 @@ def movements(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
     return made
 
 
-def _by_run(held: Held) -> dict[str, dict[str, tuple[float, float, float]]]:
-    table: dict[str, dict[str, tuple[float, float, float]]] = {}
-    c = held.cells
-    for run, trait, shift, se, said in zip(c.run, c.trait, c.shift, c.se, held.forecast.mean, strict=True):
-        table.setdefault(run, {})[trait] = (float(shift), float(se), float(said))
-    return table
+def item_changes() -> dict[str, list[float]]:
+    """Change of every item by run and dose."""
+    return {f"{b['run']}/{rows}": dose["items"] for b in stored_runs() for rows, dose in b["doses"].items()}
+
+
+def _share(values: NDArray[np.bool_]) -> float | None:
+    return round(float(values.mean()), 3) if len(values) else None
 
 
 def _spearman(x: Floats, y: Floats) -> float:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.environment import RESULTS
 from benchmarks.forecast.manifest import Run
@@ -48,7 +48,8 @@ def measure_run(run: Run, folder: Path, evals: Path | None, *, doses: tuple[int,
     for rows in missing:
         adapter = adapters_of(run, folder)[rows]
         after, seconds = _scores(f"{run.model}+{adapter}", adapter.parent / f"items-{rows}.json")
-        body["doses"][str(rows)] = {"seconds": seconds, "shift": shifts(base, after)}
+        changes = [round(after[i.id] - base[i.id], 2) for i in items().items]
+        body["doses"][str(rows)] = {"seconds": seconds, "shift": shifts(base, after), "items": changes}
     # A line a dose keeps the file small and its differences readable.
     text = json.dumps(body).replace('"doses": {', '"doses": {\n').replace("}}, ", "}},\n") + "\n"
     _write(target, text)
@@ -69,10 +70,15 @@ def _head(run: Run, trained: dict[str, object]) -> dict[str, Any]:
 
 def shifts(before: Scores, after: Scores) -> dict[str, list[float]]:
     """By trait: mean over items of the score after less before, and its standard error clustered by topic, nats."""
+    return by_trait([after[i.id] - before[i.id] for i in items().items])
+
+
+def by_trait(changes: Sequence[float]) -> dict[str, list[float]]:
+    """Mean and standard error of each trait, nats, from changes in the order of `items`."""
     made: dict[str, list[float]] = {}
     for trait in items().traits:
-        mine = [i for i in items().items if i.trait == trait]
-        e = cluster_mean(np.array([after[i.id] - before[i.id] for i in mine]), [i.topic for i in mine])
+        mine = [(i.topic, c) for i, c in zip(items().items, changes, strict=True) if i.trait == trait]
+        e = cluster_mean(np.array([c for _, c in mine]), [topic for topic, _ in mine])
         made[trait] = [round(e.value, 4), round(e.se, 4)]
     return made
 
@@ -100,9 +106,3 @@ def _write(path: Path, text: str) -> None:
 def stored_runs() -> list[dict[str, Any]]:
     """Every run that was measured, in the order of their names."""
     return [json.loads(p.read_text()) for p in sorted(STORED.glob("*/*.json")) if p.parent.name != "readings"]
-
-
-def as_array(shift: dict[str, list[float]], traits: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shifts and standard errors in the order of the traits."""
-    values = np.array([shift[t] for t in traits])
-    return values[:, 0], values[:, 1]

@@ -12,7 +12,7 @@ from personae.inference.common_mode import Prediction, cells_of
 from personae.inference.forecast_skill import Held, trained_cells
 from personae.tables.run_registry import PastRun, RunForm
 
-TRAITS = tuple(f"t{k}" for k in range(12))
+TRAITS = items().traits
 
 
 def made_runs(*, shared: float, knows: bool, noise: float = 0.0, seed: int = 0) -> list[PastRun]:
@@ -30,7 +30,7 @@ def made_runs(*, shared: float, knows: bool, noise: float = 0.0, seed: int = 0) 
         readings = {"reader": dict(zip(TRAITS, map(float, score), strict=True))}
         errors = dict.fromkeys(TRAITS, noise or 1e-3)
         run = f"smollm2/{d.name}-0/96"
-        runs.append(PastRun(run, d.family, "smollm2", "digest", form, values, errors, readings, trained=("t0",)))
+        runs.append(PastRun(run, d.family, "smollm2", "digest", form, values, errors, readings, trained=TRAITS[:1]))
     return runs
 
 
@@ -50,8 +50,10 @@ def test_opposites_cancel_what_all_runs_share() -> None:
     runs = made_runs(shared=5, knows=True)
     assert raw("reader", runs)["spearman"] < 0.5
     assert raw("reader", runs)["net"] == pytest.approx(1, abs=0.02)
-    assert opposites(held_of(runs), runs)["spearman"] == pytest.approx(1)
-    assert opposites(held_of(runs), runs)["sign_other"] == 1
+    changes = {r.run: [r.shift[i.trait] for i in items().items] for r in runs}
+    found = opposites(held_of(runs), runs, changes)
+    assert found["spearman"] == pytest.approx(1)
+    assert found["sign_other"] == found["sign_own"] == 1
 
 
 def test_readings_that_know_nothing_do_not_beat_shuffled_ones() -> None:
