@@ -51,9 +51,9 @@ $(SERVERS)/llama/ready:
 servers-test: $(VENV)/develop $(SERVERS)/vllm/ready $(SERVERS)/llama/ready ## laws and agreement of two real servers
 	@$(BIN)/python -m benchmarks.servers.run --vllm $(SERVERS)/vllm/bin/python --llama $(SERVERS)/llama/bin/python
 
-# One thread: the tiny models of the tests lose more to waiting threads than they gain.
+# One thread each in two processes: the tiny models of the tests lose more to waiting threads than they gain.
 test: $(VENV)/develop ## every test CI runs
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/develop ## format, lint, types, import contracts, spelling
 	@$(BIN)/ruff format --check src tests benchmarks examples
