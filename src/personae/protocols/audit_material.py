@@ -44,8 +44,8 @@ class Size:
 
 FULL = Size(prompts=64, texts=16, samples=2, controls=10, max_tokens=32, shots=4)
 QUICK = Size(prompts=24, texts=8, samples=1, controls=3, max_tokens=16, shots=2)
-WORLD = Size(prompts=96, texts=48, samples=250, controls=10, max_tokens=1, shots=8)
-WORLD_QUICK = Size(prompts=48, texts=24, samples=100, controls=4, max_tokens=1, shots=8)
+WORLD = Size(prompts=96, texts=48, samples=250, controls=10, max_tokens=1, shots=4)
+WORLD_QUICK = Size(prompts=48, texts=24, samples=100, controls=4, max_tokens=1, shots=4)
 
 
 @dataclass(frozen=True, slots=True)
