@@ -160,7 +160,7 @@ def _by_conversation(tokens: Columns) -> tuple[Gap, list[str], dict[str, Floats]
     index = np.array([place[c] for c in tokens["conversation"]])
     cluster_of = dict(zip(tokens["conversation"], tokens["cluster"], strict=True))
     kl = {
-        k.removeprefix("kl:"): np.bincount(index, weights=np.array(v, np.float64), minlength=len(names))
+        k.removeprefix("kl:"): np.bincount(index, np.array(v, np.float64), len(names)).astype(np.float64)
         for k, v in tokens.items()
         if k.startswith("kl:")
     }

@@ -12,6 +12,7 @@ from importlib import resources
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from personae.instruments.voices import Talk
 from personae.worlds.exact import ExactWorld
@@ -159,14 +160,14 @@ def world_material(world: World, size: Size, *, seed: int = 0) -> Material:
 
 def _talk(
     name: str,
-    drawn: np.ndarray,
+    drawn: NDArray[np.int64],
     asks: Sequence[str],
     topics: Sequence[str],
     *,
     cue: str = "",
     in_chat: bool = True,
 ) -> Talk:
-    return Talk(name, name, tuple(asks[q] for q in drawn), tuple(topics[q] for q in drawn), cue, in_chat)
+    return Talk(name, name, tuple(asks[int(q)] for q in drawn), tuple(topics[int(q)] for q in drawn), cue, in_chat)
 
 
 def _interleaved(groups: object, rng: np.random.Generator) -> list[tuple[str, str]]:
