@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -111,6 +112,8 @@ def vllm(python: str, folder: Path, requests: list[Scorable]) -> Callable[[], li
     with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as out:
         json.dump([{"token_ids": r.token_ids, "start": r.start} for r in requests], out)
     worker = Path(__file__).with_name("vllm_worker.py")
+    # Without it vLLM wants nine tenths of the machine's memory for its cache and ends where less is free.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     child = subprocess.Popen(
         [python, str(worker), str(folder), out.name],
         stdin=subprocess.PIPE,

@@ -16,6 +16,7 @@
     │   ├── ModelNotFound
     │   ├── CorruptModel
     │   ├── OutOfMemory
+    │   ├── ServerError           carries retryable
     │   └── StorageError
     └── NumericsError           a finite number was promised             exit 4
 
@@ -117,6 +118,18 @@ class CorruptModel(BackendError):
 
 class OutOfMemory(BackendError):
     """The model or a batch did not fit the memory."""
+
+
+class ServerError(BackendError):
+    """A server refused, failed, or answered what cannot be used.
+
+    Attributes:
+        retryable: Whether the same request may well succeed later.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", retryable: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.retryable = retryable
 
 
 class StorageError(BackendError):

@@ -50,6 +50,7 @@ def screening_json(result: Screening, *, report: Path, run: Path) -> dict[str, o
         "eta": result.eta,
         "eta_source": result.eta_source,
         "episodes": _episodes(result),
+        "forecast": None if result.training is None else result.training.to_dict(),
         "notes": list(result.notes),
         "report": str(report),
         "run": str(run),

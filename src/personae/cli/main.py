@@ -17,13 +17,18 @@ from personae.cli.commands import (
     calibrate,
     casts,
     check_model,
+    infer,
     measure,
     models,
+    profile,
     rerun,
     score,
     screen,
+    store,
     train,
     validate,
+    vectors,
+    verify,
     world,
 )
 from personae.errors import PersonaeError
@@ -40,9 +45,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (screen, score, train, audit, calibrate, validate, casts, models, check_model, rerun, measure):
+for _command in (
+    screen,
+    score,
+    train,
+    verify,
+    measure,
+    profile,
+    audit,
+    calibrate,
+    infer,
+    validate,
+    casts,
+    models,
+    check_model,
+    rerun,
+):
     app.command(_command.NAME)(_command.command)
+app.add_typer(store.app, name=store.NAME)
 app.add_typer(world.app, name=world.NAME)
+app.add_typer(vectors.app, name=vectors.NAME)
 
 
 def main() -> None:

@@ -30,3 +30,33 @@ Truncate = Annotated[bool, typer.Option("--truncate", help="Cut replies that exc
 SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Go on without rows that cannot be read; they are counted.")
 ]
+Steer = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steer", help="Steer the model: 'contemptuous:-1.5@12-18' (residual norms, 0-based layers); repeatable."
+    ),
+]
+Cap = Annotated[
+    list[str] | None,
+    typer.Option("--cap", help="Floor a projection: 'assistant_axis:p25' or 'NAME:NUMBER@LAYERS'; repeatable."),
+]
+Vectors = Annotated[
+    list[str] | None,
+    typer.Option("--vectors", help="Vector files for --steer and --cap. Default: those extracted from the model."),
+]
+ExecutorName = Annotated[str, typer.Option("--executor", help="Where the work is done: serial, processes or ray.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", help="Workers, each with the model; for a server, requests at once. Default: one a core."
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster: auto or HOST:PORT. Default: one started here.")
+]
+GpusPerWorker = Annotated[
+    float, typer.Option("--gpus-per-worker", help="GPUs that Ray reserves for each worker; may be a fraction.")
+]
+TokenizerName = Annotated[
+    str | None, typer.Option("--tokenizer", help="Tokenizer of a server's model: a folder, a hub id or a model's name.")
+]

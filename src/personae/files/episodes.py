@@ -9,16 +9,18 @@ Four row shapes, told apart by their keys: `messages`; `prompt` + `completion` (
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from personae.domain.episode import Episode, Turn
 from personae.errors import InputError, InvalidSettings
+from personae.files.ids import UsedIds
 from personae.files.rows import Row, read_rows
 
 _REPLY_KEYS = ("completion", "response")
 TURNS = ("last", "all")
+_TOLD = 10
 _LIGHTEST, _HEAVIEST = 1e-6, 1e6  # beyond these, sums of squares of weights lose their meaning
 
 
@@ -55,16 +57,31 @@ class EpisodeSet:
         Raises:
             InputError: Naming the first refused row and how many there are.
         """
-        if self.refused:
-            first = self.refused[0]
-            more = "" if len(self.refused) == 1 else f" ({len(self.refused)} rows of {self.n_rows} cannot be read)"
-            raise InputError(
-                first.reason + more,
-                path=self.path,
-                line=first.line,
-                hint=(first.hint + " " if first.hint else "")
-                + "`personae validate` lists every refused row; --skip-bad-rows goes on without them.",
-            )
+        _require_clean(self.path, self.refused, len(self.refused), self.n_rows)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What a file holds, counted in one pass that keeps none of it.
+
+    Attributes:
+        path: The file.
+        n_rows: Rows seen, blank lines not counted.
+        n_episodes: Episodes in them.
+        refused: The first rows that could not be read.
+        n_refused: How many could not.
+    """
+
+    path: str
+    n_rows: int
+    n_episodes: int
+    refused: tuple[Refusal, ...]
+    n_refused: int
+
+    def require_clean(self) -> Census:
+        """The census itself when every row could be read; see `EpisodeSet.require_clean`."""
+        _require_clean(self.path, self.refused, self.n_refused, self.n_rows)
         return self
 
 
@@ -80,39 +97,98 @@ def read_episodes(path: str | Path, *, turns: str = "last", limit: int | None = 
         InputError: If the file as a whole cannot be read, is empty, or two rows share an id.
         InvalidSettings: If `turns` is neither "last" nor "all".
     """
-    if turns not in TURNS:
-        raise InvalidSettings(f"--turns is '{turns}'; it can be 'last' or 'all'.")
     episodes: list[Episode] = []
     refused: list[Refusal] = []
     shapes: dict[str, int] = {}
-    first_line: dict[str, int] = {}
+    n_rows = 0
+    for outcome in _rows_of(path, turns, limit):
+        n_rows += 1
+        if isinstance(outcome, Refusal):
+            refused.append(outcome)
+            continue
+        shape, found = outcome
+        shapes[shape] = shapes.get(shape, 0) + 1
+        episodes.extend(found)
+    return EpisodeSet(str(path), tuple(episodes), tuple(refused), n_rows, shapes)
+
+
+def take_census(path: str | Path, *, turns: str = "last", limit: int | None = None) -> Census:
+    """Read a file to the end, keeping nothing; arguments and errors are those of `read_episodes`."""
+    refused: list[Refusal] = []
+    n_rows = n_episodes = n_refused = 0
+    for outcome in _rows_of(path, turns, limit):
+        n_rows += 1
+        if isinstance(outcome, Refusal):
+            n_refused += 1
+            refused += [outcome] if len(refused) < _TOLD else []
+        else:
+            n_episodes += len(outcome[1])
+    return Census(str(path), n_rows, n_episodes, tuple(refused), n_refused)
+
+
+def stream_episodes(
+    path: str | Path, *, part: int, turns: str = "last", limit: int | None = None
+) -> Iterator[tuple[Episode, ...]]:
+    """Episodes in file order, about `part` at a time; those of one row stay together. Bad rows are left out.
+
+    For files that `take_census` has found good; memory does not grow with the file.
+    """
+    held: list[Episode] = []
+    for outcome in _rows_of(path, turns, limit, check_ids=False):
+        if not isinstance(outcome, Refusal):
+            held.extend(outcome[1])
+        if len(held) >= part:
+            yield tuple(held)
+            held = []
+    if held:
+        yield tuple(held)
+
+
+def _rows_of(
+    path: str | Path, turns: str, limit: int | None, *, check_ids: bool = True
+) -> Iterator[Refusal | tuple[str, list[Episode]]]:
+    """What each row is: refused, or its shape and episodes."""
+    if turns not in TURNS:
+        raise InvalidSettings(f"--turns is '{turns}'; it can be 'last' or 'all'.")
+    used = UsedIds()
     n_rows = 0
     for row in read_rows(Path(path)):
         if limit is not None and n_rows >= limit:
             break
         n_rows += 1
         if row.error:
-            refused.append(Refusal(row.line, row.error, row.hint))
+            yield Refusal(row.line, row.error, row.hint)
             continue
         try:
             shape, found = row_to_episodes(row, turns=turns)
         except InputError as error:
-            refused.append(Refusal(row.line, str(error), error.hint))
+            yield Refusal(row.line, str(error), error.hint)
             continue
-        for episode in found:
-            if episode.id in first_line:
+        for episode in found if check_ids else ():
+            earlier = used.add(episode.id, row.line)
+            if earlier is not None:
                 raise InputError(
-                    f"the id '{episode.id}' was already used on line {first_line[episode.id]}",
+                    f"the id '{episode.id}' was already used on line {earlier}",
                     path=str(path),
                     line=row.line,
                     hint="Ids must be unique; remove the field to have rows numbered.",
                 )
-            first_line[episode.id] = row.line
-        shapes[shape] = shapes.get(shape, 0) + 1
-        episodes.extend(found)
+        yield shape, found
     if n_rows == 0:
         raise InputError("the file holds no rows", path=str(path), hint="Check that this is the file you meant.")
-    return EpisodeSet(str(path), tuple(episodes), tuple(refused), n_rows, shapes)
+
+
+def _require_clean(path: str, refused: Sequence[Refusal], n_refused: int, n_rows: int) -> None:
+    if refused:
+        first = refused[0]
+        more = "" if n_refused == 1 else f" ({n_refused} rows of {n_rows} cannot be read)"
+        raise InputError(
+            first.reason + more,
+            path=path,
+            line=first.line,
+            hint=(first.hint + " " if first.hint else "")
+            + "`personae validate` lists every refused row; --skip-bad-rows goes on without them.",
+        )
 
 
 def row_to_episodes(row: Row, *, turns: str = "last") -> tuple[str, list[Episode]]:

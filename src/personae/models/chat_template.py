@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from personae.domain.episode import Episode, Turn
 from personae.errors import RenderingError, UnstablePrefix
@@ -24,6 +25,7 @@ from personae.models.protocol import Tokenizer
 # Private-use characters: no template writes them and none trims them.
 _MARK = "\ue000{}\ue001"
 _MARKS = re.compile("\ue000(\\d+)\ue001")
+_KEPT = 32_768  # of pieces: framed and not, of the episodes that a renderer keeps
 _QUESTION_FOR_DOCUMENTS = "Write a short text."
 _HINT = "Some templates know no system turn or drop earlier turns; rewrite the row or use another model."
 
@@ -45,17 +47,19 @@ class ChatTemplate:
         self._reply_stands_alone = self._accepts([("assistant", _MARK.format(0))], marks=1)
         self.trims = "\ue000 " not in self._run([("user", "\ue000 ")], open_reply=False)
         self._check_stable()
+        # A request goes over its episodes once for every frame.
+        self._split_once = lru_cache(maxsize=_KEPT)(self._split)
 
     def before(self, instruction: str) -> list[Piece]:
         """Pieces up to the end of the instruction; none where there is no instruction."""
         if not instruction:
             return []
         probe = Episode("probe", (Turn("user", "a"),), "b")
-        return [*self._split(probe, framed=True)[0], Piece(instruction, is_content=True)]
+        return [*self._split_once(probe, framed=True)[0], Piece(instruction, is_content=True)]
 
     def after(self, episode: Episode, *, framed: bool) -> list[Piece]:
         """Pieces from the end of the instruction (or from the start) to where the reply begins."""
-        return self._split(episode, framed=framed)[1]
+        return self._split_once(episode, framed=framed)[1]
 
     def cut_is_hard(self, episode: Episode, *, framed: bool) -> bool:
         """Whether a special token follows the instruction, so that ids on both sides are independent."""

@@ -8,7 +8,10 @@ begin another one (an earlier turn of one conversation) is read off the longer o
 
 Sampling runs prompts of similar length together, padded on the left, with a cache of keys and values.
 
-Not here: loading (`models.hf_load`), text (`models.rendering`), hooks and adapters.
+Under edits of the residual stream (`steered`) a view of the model runs, with prefixes of its own: keys and values
+of an edited pass are never taken for the model's.
+
+Not here: loading (`models.hf_load`), text (`models.rendering`), hooks themselves (`models.hf_hooks`), adapters.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,8 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from personae.errors import NumericsError, OutOfMemory
+from personae.errors import InvalidSettings, NumericsError, OutOfMemory
+from personae.models.activations import Edit, Floats32, Reduce, check_edits, check_layers, edited_digest
 from personae.models.hf_distributions import HiddenDistributions
+from personae.models.hf_hooks import edited, gatherer, read_part, read_states
 from personae.models.hf_tokenizer import HFTokenizer
 from personae.models.protocol import Completion, ModelCard, SamplingPlan, Scorable, TokenLogprobs
 
@@ -40,8 +46,12 @@ _SAMPLED_TOGETHER = 16
 class HFModel:
     """A causal language model of transformers behind the `LanguageModel` protocol."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: HFTokenizer, card: ModelCard) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: HFTokenizer, card: ModelCard, *, edits: Sequence[Edit] = ()
+    ) -> None:
         self._model = model.eval()
+        self._edits = tuple(edits)
+        self._ended = False
         self._tokenizer = tokenizer
         self._card = card
         self._device = next(model.parameters()).device
@@ -83,7 +93,7 @@ class HFModel:
         for i, item in enumerate(batch):
             groups.setdefault(item.token_ids[: item.shared], []).append(i)
         results: list[TokenLogprobs | None] = [None] * len(batch)
-        with torch.inference_mode(), _memory_errors():
+        with self._running():
             for prefix, members in groups.items():
                 nested = _nested(batch, members)
                 for hosts in self._length_batches(batch, list(nested), len(prefix)):
@@ -103,10 +113,10 @@ class HFModel:
         for i, item in enumerate(batch):
             groups.setdefault(item.token_ids[: item.shared], []).append(i)
         results: list[HiddenDistributions | None] = [None] * len(batch)
-        with torch.inference_mode(), _memory_errors():
+        with self._running():
             for prefix, members in groups.items():
                 for chunk in self._length_batches(batch, members, len(prefix)):
-                    ids = self._padded([batch[i] for i in chunk], len(prefix))
+                    ids = _padded([batch[i] for i in chunk], len(prefix))
                     hidden = self._hidden(prefix, ids.to(self._device))
                     for row, i in enumerate(chunk):
                         first, last = batch[i].start - 1 - len(prefix), len(batch[i].token_ids) - 1 - len(prefix)
@@ -115,7 +125,7 @@ class HFModel:
 
     def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
         """Log-probabilities of every next token after `prompt`, nats, shape (vocab_size,)."""
-        with torch.inference_mode():
+        with self._running():
             ids = torch.tensor([prompt], device=self._device)
             logits = self._model(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1].float()
             return torch.log_softmax(logits, -1).cpu().numpy()
@@ -128,12 +138,90 @@ class HFModel:
         """
         results: list[Completion | None] = [None] * len(batch)
         order = sorted(range(len(batch)), key=lambda i: len(batch[i]))
-        with torch.inference_mode(), _memory_errors():
+        with self._running():
             for at in range(0, len(order), _SAMPLED_TOGETHER):
                 members = order[at : at + _SAMPLED_TOGETHER]
                 for i, made in zip(members, self._sample_together(batch, members, plan), strict=True):
                     results[i] = made
         return [r for r in results if r is not None]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return int(self._model.config.get_text_config(decoder=True).num_hidden_layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self._model.config.get_text_config(decoder=True).hidden_size)
+
+    def read(
+        self, batch: Sequence[Scorable], *, layers: Sequence[int] | None = None, reduce: Reduce = "response_mean"
+    ) -> list[Floats32]:
+        """Residual stream of every request: see `activations.ReadsActivations.read`.
+
+        One pass serves all layers and stops after the last one asked for; tokens behind the position that is read
+        are not run.
+        """
+        chosen = check_layers(layers, self.n_layers)
+        items = [read_part(item, reduce) for item in batch]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, item in enumerate(items):
+            groups.setdefault(item.token_ids[: item.shared], []).append(i)
+        results: list[Floats32 | None] = [None] * len(items)
+        with self._running():
+            for prefix, members in groups.items():
+                for chunk in self._length_batches(items, members, len(prefix)):
+                    states = self._read_chunk(prefix, [items[i] for i in chunk], chosen, reduce)
+                    for i, state in zip(chunk, states, strict=True):
+                        results[i] = state
+        return [r for r in results if r is not None]
+
+    @contextmanager
+    def steered(self, edits: Sequence[Edit]) -> Iterator[HFModel]:
+        """A view of the model under edits, within the context: see `activations.WritesActivations.steered`.
+
+        The model itself stays as it is, also while the view is open; views of views add up.
+        """
+        checked = check_edits(edits, self.n_layers, self.d_model)
+        card = replace(self._card, digest=edited_digest(self._card.digest, checked))
+        view = HFModel(self._model, self._tokenizer, card, edits=(*self._edits, *checked))
+        try:
+            yield view
+        finally:
+            view._ended = True
+            view._prefixes.clear()
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Around every pass: no gradients, this view's edits in force, allocation failures named."""
+        if self._ended:
+            raise InvalidSettings(
+                f"a steered view of {self._card.name} was used after its end.",
+                hint="Use it inside `with model.steered(edits) as view:`.",
+            )
+        with torch.inference_mode(), _memory_errors(), edited(self._model, self._edits):
+            yield
+
+    def _read_chunk(
+        self, prefix: tuple[int, ...], items: list[Scorable], layers: tuple[int, ...], reduce: Reduce
+    ) -> list[Floats32]:
+        """States of requests that share `prefix`: one padded pass."""
+        ids = _padded(items, len(prefix)).to(self._device)
+        n, length = ids.shape
+        positions = torch.arange(len(prefix), len(prefix) + length, device=self._device)[None]
+        cache = self._prefix_cache(prefix, n) if prefix else None
+        gather = gatherer(items, len(prefix), length, reduce, self._device)
+        kept = read_states(self._model, ids, positions, cache, layers, gather)
+        states = np.stack([kept[layer].float().cpu().numpy() for layer in layers])
+        if not np.isfinite(states).all():
+            raise NumericsError(
+                f"{self._card.name} gave an activation that is not a finite number.",
+                hint="Its dtype may be too narrow (try --dtype float32), or an edit too strong.",
+            )
+        if reduce != "tokens":
+            return [states[:, row] for row in range(n)]
+        return np.split(states, np.cumsum([item.n_scored for item in items])[:-1], axis=1)
 
     def _sample_together(
         self, batch: Sequence[tuple[int, ...]], members: Sequence[int], plan: SamplingPlan
@@ -195,7 +283,7 @@ class HFModel:
     ) -> list[NDArray[np.float32]]:
         """Log-probabilities of `items`, item i being read off the pass over `hosts[row_of[i]]`."""
         skip = len(prefix)
-        ids = self._padded(hosts, skip)
+        ids = _padded(hosts, skip)
         hidden = self._hidden(prefix, ids.to(self._device))
         rows = torch.cat([torch.full((item.n_scored,), r) for r, item in zip(row_of, items, strict=True)])
         columns = torch.cat([torch.arange(item.start, len(item.token_ids)) for item in items]) - skip
@@ -207,13 +295,6 @@ class HFModel:
                 hint="The weights may be damaged, or the dtype too narrow: try --dtype float32.",
             )
         return np.split(log_p.cpu().numpy(), np.cumsum([item.n_scored for item in items])[:-1])
-
-    def _padded(self, items: Sequence[Scorable], skip: int) -> Tensor:
-        """Token ids behind the first `skip`, padded on the right."""
-        ids = torch.zeros((len(items), max(len(item.token_ids) for item in items) - skip), dtype=torch.long)
-        for row, item in enumerate(items):
-            ids[row, : len(item.token_ids) - skip] = torch.tensor(item.token_ids[skip:])
-        return ids
 
     def _hidden(self, prefix: tuple[int, ...], ids: Tensor) -> Tensor:
         n, length = ids.shape
@@ -256,6 +337,14 @@ class HFModel:
         cap = getattr(self._model.config, "final_logit_softcapping", None)
         logits = head(hidden).float()
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _padded(items: Sequence[Scorable], skip: int) -> Tensor:
+    """Token ids from `skip` on, padded on the right, shape (n, length)."""
+    ids = torch.zeros((len(items), max(len(item.token_ids) for item in items) - skip), dtype=torch.long)
+    for row, item in enumerate(items):
+        ids[row, : len(item.token_ids) - skip] = torch.tensor(item.token_ids[skip:])
+    return ids
 
 
 def _turn_ends(model: PreTrainedModel) -> frozenset[int]:

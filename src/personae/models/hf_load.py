@@ -34,6 +34,7 @@ from personae.models.protocol import ModelCard, Scorable
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Error of one token's log-probability against float64, nats, seen on the embedded models with a margin.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+_LONGEST = 2**20  # transformers writes a huge number where a tokenizer does not say for which length it was made
 # What reading a damaged model raises: the tokenizers library has only plain Exception, and transformers passes
 # on whatever a torn file leads it to. Used around calls into those libraries and nowhere else.
 _UNREADABLE = (Exception,)
@@ -102,6 +103,24 @@ def _read(source: ModelSource, dtype: str) -> tuple[HFTokenizer, PreTrainedModel
     model, adapter = merge_adapter(model, source.path, source.name, digest)
     torch.nn.Module.to(model, DTYPES[dtype])
     return tokenizer, model, hashlib.blake2b(f"{digest}+{adapter}".encode(), digest_size=16).hexdigest()
+
+
+def load_hf_tokenizer(source: ModelSource) -> tuple[HFTokenizer, str, int]:
+    """A model's tokenizer without its weights: itself, its digest, and the context length it was made for.
+
+    Raises:
+        CorruptModel, ModelNotFound: As `load_hf`.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    folder = _fetch(source.name, weights=False) if source.kind == "hub" else local_folder(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise CorruptModel(f"the tokenizer of '{source.name}' cannot be loaded from {folder}: {reason}") from error
+    wrapped = HFTokenizer(tokenizer)
+    length = int(min(tokenizer.model_max_length, _LONGEST))
+    return wrapped, wrapped.digest(), length
 
 
 def local_folder(source: ModelSource) -> Path:
@@ -200,8 +219,8 @@ def _verify(folder: Path, remedy: str = "Delete it; it is made again on the next
         raise CorruptModel(f"the cached model {folder} is incomplete: {error}", hint=remedy) from error
 
 
-def _fetch(name: str) -> Path:
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+def _fetch(name: str, *, weights: bool = True) -> Path:
+    patterns = [*(["*.safetensors"] if weights else []), "*.json", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, RepositoryNotFoundError, LocalEntryNotFoundError, OSError, ValueError) as error:

@@ -2,7 +2,8 @@
 
 Each law asks the model the same thing in two ways that must agree and reports the worst gap, in nats a
 token. `personae check-model MODEL` runs them all; so do the tests, on models with learned positions, grouped
-queries, sliding windows and capped logits. Not here: what to do about a failure.
+queries, sliding windows and capped logits. Laws of reading and editing activations are in `models.laws_edits`.
+Not here: what to do about a failure.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Persona
+from personae.errors import MissingCapability
+from personae.models.activations import EditableModel
+from personae.models.laws_edits import edit_laws
 from personae.models.protocol import (
     GivesFullDistribution,
     KnowsPhrases,
@@ -91,7 +95,17 @@ def check_laws(model: LanguageModel) -> list[Verdict]:
         verdicts.insert(
             4, _verdict("normalisation", "next-token probabilities sum to 1; and agree with scores", tolerance, gap)
         )
+    if isinstance(model, EditableModel):
+        verdicts += _of_edits(model, items)
     return verdicts
+
+
+def _of_edits(model: EditableModel, items: list[Scorable]) -> list[Verdict]:
+    """Laws of activations; skipped for a family whose layers cannot be told, which is scored all the same."""
+    try:
+        return [_verdict(name, note, bound, law()) for name, note, bound, law in edit_laws(model, items)]
+    except MissingCapability as error:
+        return [Verdict("reading", 0.0, 0.0, True, str(error), skipped=True)]
 
 
 def noise_floor(model: LanguageModel, items: Sequence[Scorable]) -> float:

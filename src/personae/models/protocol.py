@@ -6,12 +6,14 @@ with a span and gives back log p(token | everything before it), in nats, for the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from personae.domain.episode import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,3 +231,44 @@ class GivesDistributions(Protocol):
     def distributions(self, batch: Sequence[Scorable]) -> Sequence[TokenDistributions]:
         """One for each request, in the order given."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What was said: the text, its tokens (0 unknown) and its log-probability at temperature 1, nats (None unknown)."""
+
+    text: str
+    n_tokens: int = 0
+    log_prob: float | None = None
+
+
+class GivesText(Protocol):
+    """A target: something that answers dialogues with text. It need not score, and need not be here."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """What makes its texts repeatable: part of the key under which they are kept."""
+        ...
+
+    def reply(self, dialogues: Sequence[tuple[Turn, ...]], plan: SamplingPlan) -> list[Reply]:
+        """One reply for each dialogue, in the order given; an empty text where it said nothing."""
+        ...
+
+
+@runtime_checkable
+class ScoresBatches(Protocol):
+    """A model that works on several batches at once (workers, a server)."""
+
+    def score_batches(self, batches: Iterable[Sequence[Scorable]]) -> Iterator[list[TokenLogprobs]]:
+        """Log-probabilities of every batch, in order; batches are taken a few ahead of the results."""
+        ...
+
+
+def scored_in_turn(model: LanguageModel, batches: Iterable[Sequence[Scorable]]) -> Iterator[list[TokenLogprobs]]:
+    """Log-probabilities of every batch, in order, by whatever way the model has."""
+    return model.score_batches(batches) if isinstance(model, ScoresBatches) else map(model.score, batches)

@@ -27,6 +27,9 @@ from personae.models.protocol import Scorable, Tokenizer
 
 # Part of every store key: raise it whenever the same input would give other token ids.
 RENDERING_VERSION = 1
+# Episodes whose token ids are kept: a request goes over all its episodes once for every frame, so fewer than there are
+# in a request would be none.
+_KEPT = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,10 @@ class Renderer:
         self._longest_prefix = 0
         # Keyed by the content, since ids are only unique in one set.
         self._prefix_ids = lru_cache(maxsize=4096)(self._encode_prefix)
-        self._rest_ids = lru_cache(maxsize=16384)(self._encode_rest)
-        self._completion = lru_cache(maxsize=16384)(self._encode_completion)
+        self._rest_ids = lru_cache(maxsize=4 * _KEPT)(self._encode_rest)
+        self._completion = lru_cache(maxsize=_KEPT)(self._encode_completion)
+        self._longest = lru_cache(maxsize=_KEPT)(self._longest_context)
+        self._is_hard = lru_cache(maxsize=2 * _KEPT)(self._cut_is_hard)
 
     @property
     def styles(self) -> tuple[str, ...]:
@@ -114,6 +119,7 @@ class Renderer:
     def reserve(self, frames: Sequence[Frame]) -> None:
         """Learn the longest frame, so that truncation leaves the same tokens under every frame."""
         self._longest_prefix = max((len(self._prefix_ids(f)) for f in frames), default=0)
+        self._longest.cache_clear()
 
     def completion_ids(self, episode: Episode) -> tuple[int, ...]:
         """Ids of the scored tokens, equal under every frame.
@@ -125,7 +131,7 @@ class Renderer:
         ids = self._completion(episode)
         if not ids:
             raise RenderingError(f"{place_of(episode)}: the completion has no tokens.")
-        context = self._longest_context(episode)
+        context = self._longest(episode)
         room = self._context_length - context
         if len(ids) <= room:
             return ids
@@ -150,7 +156,7 @@ class Renderer:
             context = (*self._opening(), *self._rest_ids(episode, BARE, False))
             return Scorable((*context, *completion), len(context))
         prefix = self._prefix_ids(frame)
-        if self._template is not None and not self._template.cut_is_hard(episode, framed=bool(frame.instruction)):
+        if not self._is_hard(episode, bool(frame.instruction)):
             context = self._joint(frame, episode)
             shared = _common_length(prefix, context)
         else:
@@ -188,6 +194,9 @@ class Renderer:
         framed = self._longest_prefix + max(len(self._rest_ids(episode, style, True)) for style in self._styles)
         alone = 0 if self._template is None else len(self._rest_ids(episode, self._styles[0], False))
         return max(framed, alone, len(self._opening()) + len(self._rest_ids(episode, BARE, False)))
+
+    def _cut_is_hard(self, episode: Episode, framed: bool) -> bool:
+        return self._template is None or self._template.cut_is_hard(episode, framed=framed)
 
     def _opening(self) -> tuple[int, ...]:
         return self._tokenizer.bos_ids or tuple(self._tokenizer.encode("\n"))

@@ -22,7 +22,7 @@ from personae.domain.persona import BACKGROUND, Cast, Trait
 from personae.errors import InvalidSettings
 from personae.inference.mixture import DEFAULT_ETA, fit_mixture, sum_by_group
 from personae.inference.shift import Ratios, Shifts, trait_shifts
-from personae.instruments.scoring import Scoring, Work, cut_note
+from personae.instruments.scoring import Scoring, Work, cut_note, n_cut
 from personae.models.rendering import Renderer
 from personae.tables.evidence import Evidence
 from personae.tables.forecast import PersonaWeight, RowLedger, Screening, TellingEpisode, TraitShift
@@ -133,7 +133,7 @@ def screen(
         n_reference=len(reference.episodes),
         n_topics=len({e.group for e in reference.episodes}),
         eta_source=settings.eta_source,
-        notes=(*notes, *_warnings(evidence, episodes), *cut_note(renderer, episodes)),
+        notes=(*notes, *_warnings(evidence, episodes), *cut_note(n_cut(renderer, episodes), len(episodes))),
     )
     return result, evidence
 

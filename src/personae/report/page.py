@@ -90,6 +90,18 @@ def traits(screening: Screening) -> Markup:
     )
 
 
+def training(screening: Screening) -> Markup:
+    """What training on the file would do to each trait; nothing where that was not forecast."""
+    f = screening.training
+    if f is None:
+        return Markup("")
+    order = sorted(range(len(f.traits)), key=lambda k: -abs(float(f.net[k])))
+    rows = [
+        (f.traits[k], *(float(v[k]) for v in (f.mean, f.low, f.high, f.shared, f.net))) for k in order[:_CHARTED_TRAITS]
+    ]
+    return _render("training", f=f, rows=rows)
+
+
 def posterior(screening: Screening) -> Markup:
     """Which components of the cast account for the replies."""
     bars = figures.bars_of(screening.posterior, BACKGROUND, limit=_LISTED_PERSONAS)
@@ -116,10 +128,10 @@ def ledger(screening: Screening) -> Markup:
 
 def making(screening: Screening) -> Markup:
     """How the numbers were made, and what they cannot say."""
-    return _render("making", s=screening, unit=UNIT, facts=_facts(screening.provenance))
+    return _render("making", s=screening, unit=UNIT, facts=provenance_facts(screening.provenance))
 
 
-SECTIONS: tuple[Callable[[Screening], Markup], ...] = (header, traits, posterior, telling, ledger, making)
+SECTIONS: tuple[Callable[[Screening], Markup], ...] = (header, traits, training, posterior, telling, ledger, making)
 
 
 def _charts(draw: Callable[[figures.Layout], str]) -> dict[str, Markup]:
@@ -144,7 +156,7 @@ def _shade(token: str, nats: float) -> str:
     return f"{shade} br".strip() if "\n" in token else shade
 
 
-def _facts(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
+def provenance_facts(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
     """Provenance as names with one or more lines of text."""
     return [(name.replace("_", " "), _lines(value)) for name, value in provenance.items()]
 
@@ -213,11 +225,6 @@ def _asset(name: str) -> Markup:
 def fill(name: str, values: Mapping[str, object]) -> Markup:
     """A template filled in, for other pages of this style; strings are escaped and made visible."""
     return _render(name, **values)
-
-
-def provenance_facts(provenance: Mapping[str, object]) -> list[tuple[str, list[str]]]:
-    """Provenance as names with one or more lines of text."""
-    return _facts(provenance)
 
 
 def style() -> Markup:

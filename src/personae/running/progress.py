@@ -48,6 +48,35 @@ def progress_bar(label: str, total: int, *, quiet: bool, unit: str = "tokens") -
 
 
 @contextmanager
+def parts_bar(label: str, n_parts: int, *, quiet: bool, unit: str = "tokens") -> Iterator[Callable[[int], Advance]]:
+    """Give a function that begins a part of so many units and gives its own `Advance`; one bar for all parts.
+
+    The parts to come are taken to be as large as the one at hand.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda units: lambda amount: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        _Rate(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=False, speed_estimate_period=60) as progress:
+        task = progress.add_task(label, total=None)
+        begun = [0, 0]  # parts, units of those before this one
+
+        def begin(units: int) -> Advance:
+            progress.update(task, total=begun[1] + units * (n_parts - begun[0]), completed=begun[1])
+            begun[0] += 1
+            begun[1] += units
+            return lambda amount: progress.advance(task, amount)
+
+        yield begin
+
+
+@contextmanager
 def training_progress(label: str, total: int, *, quiet: bool, unit: str = "nats an answer") -> Iterator[OnStep]:
     """Give a function that takes the step just done and its loss; a bar on a terminal, some lines elsewhere."""
     if quiet:

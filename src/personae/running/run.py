@@ -13,9 +13,11 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from personae.errors import InputError, StorageError
 
@@ -108,6 +110,48 @@ def write_table(path: Path, columns: Mapping[str, Sequence[object] | pa.Array], 
     _write(path, lambda p: pq.write_table(table, p, compression="zstd"))
 
 
+class TableWriter:
+    """A Parquet table written part by part: there whole once the block ends, or not at all.
+
+    Args:
+        path: Where it will be.
+        notes: For its schema's metadata.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+
+    def __init__(self, path: Path, notes: Mapping[str, str]) -> None:
+        self._path, self._notes = path, {f"personae_{k}": v for k, v in notes.items()}
+        self._temporary = path.with_name(f".{path.name}.writing")
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, columns: Mapping[str, Sequence[object] | pa.Array | NDArray[Any]]) -> None:
+        """Append rows; the first part sets the columns and their types."""
+        table = pa.table(dict(columns))
+        try:
+            if self._writer is None:
+                schema = table.schema.with_metadata(self._notes)
+                self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")
+            self._writer.write_table(table.cast(self._writer.schema))
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+                if kind is None:
+                    os.replace(self._temporary, self._path)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     try:
@@ -115,10 +159,14 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            hint="Free some space or choose another folder with --out; scores are kept and the run resumes.",
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path} cannot be written: {error.strerror or error}.",
+        hint="Free some space or choose another folder with --out; scores are kept and the run resumes.",
+    )
 
 
 def read_run(folder: Path) -> dict[str, object]:

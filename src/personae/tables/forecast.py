@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from personae.tables.trait_forecast import TraitForecast
+
 UNIT = "mean log-likelihood ratio per completion token above ordinary replies, nats (no rate fitted yet)"
 
 
@@ -153,6 +155,7 @@ class Screening:
         n_reference, n_topics: Size of the reference population.
         notes: Sentences a reader must know (skipped rows, truncation, small files).
         provenance: Model card, versions, dtype, noise floor, hashes, seed, date.
+        training: What training on the file would do, where that was forecast.
     """
 
     data: str
@@ -172,6 +175,7 @@ class Screening:
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, object] = field(default_factory=dict)
     eta_source: str = "chosen, not calibrated"
+    training: TraitForecast | None = None
 
     @property
     def flagged(self) -> tuple[TraitShift, ...]:

@@ -21,12 +21,13 @@ def command(
     model: Annotated[str, typer.Argument(help="Model: see `personae models`.")],
     device: opt.Device = "auto",
     dtype: opt.Dtype = "float32",
+    tokenizer: opt.TokenizerName = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> int:
     """Check that a model's scores can be believed: batch, prefix, history, chain rule and more."""
     say(f"Loading {model} …", quiet=quiet or as_json)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, tokenizer=tokenizer)
     verdicts = check_laws(loaded)
     failed = [v.law for v in verdicts if not v.holds]
     if as_json:

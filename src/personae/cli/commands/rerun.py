@@ -10,7 +10,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from personae.cli import options as opt
-from personae.cli.commands import audit, calibrate, measure, score, screen, train
+from personae.cli.commands import audit, calibrate, measure, profile, score, screen, train, verify
 from personae.cli.workbench import say
 from personae.errors import InputError
 from personae.running.run import file_digest, read_run
@@ -32,7 +32,9 @@ def command(
         calibrate.NAME: (calibrate.Settings, calibrate.execute),
         audit.NAME: (audit.Settings, audit.execute),
         train.NAME: (train.Settings, train.execute),
+        verify.NAME: (verify.Settings, verify.execute),
         measure.NAME: (measure.Settings, measure.execute),
+        profile.NAME: (profile.Settings, profile.execute),
     }
     name = str(recorded.get("command"))
     if name not in commands:

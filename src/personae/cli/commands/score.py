@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import typer
 
 from personae.cli import options as opt
-from personae.cli.workbench import ScoringSettings, Workbench, announced, open_workbench, read_inputs, say
+from personae.cli.workbench import (
+    Counted,
+    ScoringSettings,
+    Workbench,
+    announced_parts,
+    count_inputs,
+    open_workbench,
+    say,
+)
 from personae.domain.episode import Episode
 from personae.domain.persona import BACKGROUND, Cast, Persona
-from personae.instruments.scoring import cut_note
+from personae.files.episodes import stream_episodes
+from personae.instruments.scoring import cut_note, n_cut
 from personae.models.catalogue import DEFAULT_MODEL
 from personae.numerics.logspace import chain_increments
-from personae.running.run import make_run_folder, provenance, write_json, write_table
+from personae.running.run import TableWriter, make_run_folder, provenance, write_json
 from personae.tables.evidence import Evidence
 
 NAME = "score"
+PART = 8_192  # episodes scored, written and forgotten together
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +53,19 @@ def command(
     turns: opt.Turns = "last",
     limit: opt.Limit = None,
     skip_bad_rows: opt.SkipBadRows = False,
+    steer: opt.Steer = None,
+    cap: opt.Cap = None,
+    vectors: opt.Vectors = None,
     truncate: opt.Truncate = False,
     out: opt.Out = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "float32",
+    executor: opt.ExecutorName = "serial",
+    workers: opt.Workers = None,
+    address: opt.Address = None,
+    gpus_per_worker: opt.GpusPerWorker = 0.0,
+    tokenizer: opt.TokenizerName = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> int:
@@ -66,59 +87,106 @@ def command(
             dtype,
             truncate,
             skip_bad_rows,
+            tuple(steer or ()),
+            tuple(cap or ()),
+            tuple(vectors or ()),
             tokens,
+            executor=executor,
+            workers=workers,
+            address=address,
+            gpus_per_worker=gpus_per_worker,
+            tokenizer=tokenizer,
         )
     )
 
 
 def execute(settings: Settings) -> int:
-    """Score and write the table; give the exit status."""
-    inputs = read_inputs(settings)
+    """Score part by part, in memory that does not grow with the file, and write the tables; give the exit status."""
+    inputs = count_inputs(settings)
     folder = make_run_folder(settings.out, NAME)
-    bench = open_workbench(settings)
-    episodes = inputs.data.episodes
-    with announced("Scoring", quiet=settings.quiet) as started:
-        evidence = bench.scoring.evidence(inputs.cast, episodes, started=started)
-    notes = [*inputs.notes, *cut_note(bench.renderer, episodes)]
-    made = provenance(inputs.paths, seed=settings.seed) | dict(evidence.provenance)
-    path = folder / "evidence.parquet"
-    about = {"unit": "nats, summed over completion tokens", "model": settings.model, "space": bench.space}
-    write_table(path, _columns(inputs.cast, evidence), about)
-    paths = {"evidence": str(path)}
-    if settings.tokens:
-        token_path = folder / "tokens.parquet"
-        write_table(token_path, _token_columns(bench, inputs.cast, episodes), about)
-        paths["tokens"] = str(token_path)
+    with closing(open_workbench(settings)) as bench:
+        made = _write_tables(settings, inputs, bench, folder)
+    notes = [*inputs.notes, *made.notes]
+    provenance_ = provenance(inputs.paths, seed=settings.seed) | dict(made.provenance)
     summary = {
         "command": NAME,
         "model": settings.model,
         "cast": inputs.cast.id,
-        "n_episodes": len(episodes),
-        "n_tokens": int(evidence.n_tokens.sum()),
+        "n_episodes": made.n_episodes,
+        "n_tokens": made.n_tokens,
         "n_personas": len(inputs.cast.component_ids),
-        **paths,
+        **{name: str(path) for name, path in made.paths.items() if name != "episodes"},
         "notes": notes,
         "run": str(folder),
     }
-    write_json(folder / "run.json", {"command": NAME, "settings": settings.to_dict(), **made, "result": summary})
+    write_json(folder / "run.json", {"command": NAME, "settings": settings.to_dict(), **provenance_, "result": summary})
     if settings.json:
         typer.echo(json.dumps(summary))
     elif not settings.quiet:
-        typer.echo(str(path))
+        typer.echo(str(made.paths["evidence"]))
     for note in notes:
         say(f"note: {note}", quiet=settings.quiet)
     return 0
 
 
-def _columns(cast: Cast, evidence: Evidence) -> dict[str, Sequence[object]]:
+@dataclass(slots=True)
+class _Made:
+    """What was written, summed over the parts."""
+
+    paths: dict[str, Path]
+    n_episodes: int = 0
+    n_tokens: int = 0
+    n_cut: int = 0
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        return cut_note(self.n_cut, self.n_episodes)
+
+
+def _write_tables(settings: Settings, inputs: Counted, bench: Workbench, folder: Path) -> _Made:
+    about = {"unit": "nats, summed over completion tokens", "model": settings.model, "space": bench.space}
+    names = ["evidence", "episodes", *(["tokens"] if settings.tokens else [])]
+    made = _Made({name: folder / f"{name}.parquet" for name in names})
+    n_parts = -(-inputs.census.n_episodes // PART)
+    parts = stream_episodes(settings.data, part=PART, turns=settings.turns, limit=settings.limit)
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(TableWriter(path, about)) for name, path in made.paths.items()}
+        of_part = stack.enter_context(announced_parts("Scoring", n_parts, quiet=settings.quiet))
+        for k, episodes in enumerate(parts):
+            evidence = bench.scoring.evidence(inputs.cast, episodes, started=of_part(min(k, n_parts - 1)))
+            writers["evidence"].add(_columns(inputs.cast, evidence))
+            writers["episodes"].add(_episode_columns(evidence))
+            if settings.tokens:
+                writers["tokens"].add(_token_columns(bench, inputs.cast, episodes))
+            made.n_episodes += len(episodes)
+            made.n_tokens += int(evidence.n_tokens.sum())
+            made.n_cut += n_cut(bench.renderer, episodes)
+            made.provenance = made.provenance or evidence.provenance
+    return made
+
+
+def _columns(cast: Cast, evidence: Evidence) -> dict[str, pa.Array]:
+    """One row an episode and component, episode by episode."""
     components = cast.component_ids
     table = evidence.matrix(components)
-    n = len(evidence.episodes)
+    n, k = table.shape
     return {
-        "episode": [e for e in evidence.episodes for _ in components],
-        "persona": list(components) * n,
-        "n_tokens": [int(c) for c in evidence.n_tokens for _ in components],
-        "log_likelihood": table.ravel().tolist(),
+        "episode": pa.array(evidence.episodes).take(pa.array(np.repeat(np.arange(n), k))),
+        "persona": pa.array(components).take(pa.array(np.tile(np.arange(k), n))),
+        "n_tokens": pa.array(np.repeat(evidence.n_tokens, k)),
+        "log_likelihood": pa.array(table.ravel()),
+    }
+
+
+def _episode_columns(evidence: Evidence) -> dict[str, pa.Array]:
+    """What inference needs to know of every episode."""
+    return {
+        "episode": pa.array(evidence.episodes),
+        "line": pa.array(evidence.line),
+        "weight": pa.array(evidence.weight),
+        "group": pa.array(evidence.group),
+        "n_tokens": pa.array(evidence.n_tokens),
     }
 
 

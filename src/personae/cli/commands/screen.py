@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +13,25 @@ import typer
 
 from personae.cli import options as opt
 from personae.cli.findings import print_findings, screening_json
+from personae.cli.forecasting import AUTO, check_forecaster, forecast_file, print_forecast
 from personae.cli.gate import parse_gates
 from personae.cli.power import choose_power
-from personae.cli.workbench import ScoringSettings, announced, open_workbench, read_inputs, say
-from personae.domain.episode import require_weight
+from personae.cli.workbench import (
+    ScoringSettings,
+    Workbench,
+    announced,
+    counted,
+    open_target,
+    open_workbench,
+    read_inputs,
+    say,
+)
+from personae.domain.episode import Episode, require_weight
 from personae.files.reference import load_reference, shipped_rows
-from personae.models.catalogue import DEFAULT_MODEL
+from personae.instruments.forecasting import TrainingPlan
+from personae.instruments.target import Answers, ask_target
+from personae.models.catalogue import DEFAULT_MODEL, home
+from personae.models.protocol import SamplingPlan
 from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
 from personae.tables.forecast import Screening
@@ -32,6 +47,13 @@ class Settings(ScoringSettings):
     eta: float | None = None
     fdr: float = DEFAULT_FDR
     fail_on: tuple[str, ...] = ()
+    forecaster: str = AUTO
+    epochs: float = 1.0
+    learning_rate: float = 2e-4
+    _: KW_ONLY
+    target: str | None = None
+    max_tokens: int = 256
+    temperature: float = 1.0
 
 
 def command(
@@ -51,14 +73,39 @@ def command(
         typer.Option(help="Power on the likelihood in the posterior. Default: as calibrated, else 0.25."),
     ] = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = DEFAULT_FDR,
+    forecaster: Annotated[
+        str,
+        typer.Option(
+            help="Forecast a training: a forecaster's name, 'none', or 'auto': the best one, where past runs of the "
+            "model give it a scale."
+        ),
+    ] = AUTO,
+    epochs: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 2e-4,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Screen this model's own answers to the file's prompts: a server (text is enough) or a model."
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a target's answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Temperature of a target's answers.")] = 1.0,
     turns: opt.Turns = "last",
     limit: opt.Limit = None,
     skip_bad_rows: opt.SkipBadRows = False,
+    steer: opt.Steer = None,
+    cap: opt.Cap = None,
+    vectors: opt.Vectors = None,
     truncate: opt.Truncate = False,
     out: opt.Out = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "float32",
+    executor: opt.ExecutorName = "serial",
+    workers: opt.Workers = None,
+    address: opt.Address = None,
+    gpus_per_worker: opt.GpusPerWorker = 0.0,
+    tokenizer: opt.TokenizerName = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> int:
@@ -80,10 +127,24 @@ def command(
             dtype,
             truncate,
             skip_bad_rows,
+            tuple(steer or ()),
+            tuple(cap or ()),
+            tuple(vectors or ()),
             reference,
             eta,
             fdr,
             tuple(fail_on or ()),
+            forecaster,
+            epochs,
+            learning_rate,
+            executor=executor,
+            workers=workers,
+            address=address,
+            gpus_per_worker=gpus_per_worker,
+            tokenizer=tokenizer,
+            target=target,
+            max_tokens=max_tokens,
+            temperature=temperature,
         )
     )
 
@@ -93,36 +154,54 @@ def execute(settings: Settings) -> int:
     from personae.report.page import render_report  # charts are slow to import, and `--help` needs none
 
     chosen = ScreenSettings(fdr=settings.fdr, seed=settings.seed)
+    plan = TrainingPlan(epochs=settings.epochs, learning_rate=settings.learning_rate)
     if settings.eta is not None:
         chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
     inputs = read_inputs(settings)
+    check_forecaster(settings.forecaster, inputs.cast, settings.cast)
     gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
     require_weight(inputs.data.episodes)
     ordinary = load_reference(settings.reference)
     folder = make_run_folder(settings.out, NAME)
-    bench = open_workbench(settings)
-    if settings.eta is None:
-        power, source = choose_power(bench.model.card, inputs.whole)
-        chosen = replace(chosen, eta=power, eta_source=source)
-    with (
-        announced("Reference", quiet=settings.quiet) as first,
-        announced("Scoring", quiet=settings.quiet) as second,
-    ):
-        result, evidence = screen(
-            bench.scoring,
-            bench.renderer,
+    with closing(open_workbench(settings)) as bench:
+        if settings.eta is None:
+            power, source = choose_power(bench.model.card, inputs.whole)
+            chosen = replace(chosen, eta=power, eta_source=source)
+        episodes, asked = inputs.data.episodes, ()
+        if settings.target is not None:
+            answers = _answers(settings, bench, episodes)
+            episodes, asked = answers.episodes, (answers.note(settings.target),)
+            _write_answers(folder, answers)
+        with (
+            announced("Reference", quiet=settings.quiet) as first,
+            announced("Scoring", quiet=settings.quiet) as second,
+        ):
+            result, evidence = screen(
+                bench.scoring,
+                bench.renderer,
+                inputs.cast,
+                episodes,
+                Population(ordinary, None if settings.reference else shipped_rows(bench.space)),
+                settings=chosen,
+                data=settings.data,
+                model=settings.model,
+                started=(first, second),
+                notes=(*inputs.notes, *asked),
+            )
+        forecast = forecast_file(
+            settings.forecaster,
+            bench,
             inputs.cast,
-            inputs.data.episodes,
-            Population(ordinary, None if settings.reference else shipped_rows(bench.space)),
-            settings=chosen,
-            data=settings.data,
-            model=settings.model,
-            started=(first, second),
-            notes=inputs.notes,
+            settings.cast,
+            episodes,
+            ordinary,
+            plan,
+            seed=settings.seed,
+            quiet=settings.quiet,
         )
     hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
     made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)
-    result = replace(result, provenance=made)
+    result = replace(result, provenance=made, training=forecast)
     report = folder / "report.html"
     write_text(report, render_report(result))
     _write_ledger(folder, result)
@@ -134,9 +213,38 @@ def execute(settings: Settings) -> int:
         typer.echo(json.dumps(summary | {"gate": tripped}, allow_nan=False))
     elif not settings.quiet:
         print_findings(result, report)
+        if forecast is not None:
+            print_forecast(forecast)
     for reason in tripped:
         say(f"gate: {reason}", quiet=False)
     return 1 if tripped else 0
+
+
+def _answers(settings: Settings, bench: Workbench, episodes: Sequence[Episode]) -> Answers:
+    """The target's answers to the file's prompts, kept under the home."""
+    assert settings.target is not None
+    say(f"Asking {settings.target} …", quiet=settings.quiet)
+    target = open_target(settings.target, settings, bench)
+    plan = SamplingPlan(settings.max_tokens, settings.temperature, settings.seed)
+    with counted("Asking", quiet=settings.quiet) as started:
+        return ask_target(target, episodes, plan, root=home() / "answers", started=started)
+
+
+def _write_answers(folder: Path, answers: Answers) -> None:
+    """What was said, as a file that every command reads."""
+    rows = (
+        {
+            "id": e.id,
+            "messages": [
+                *({"role": t.speaker, "content": t.text} for t in e.context),
+                {"role": "assistant", "content": e.completion},
+            ],
+            "weight": e.weight,
+            "group": e.group,
+        }
+        for e in answers.episodes
+    )
+    write_text(folder / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _write_ledger(folder: Path, result: Screening) -> None:

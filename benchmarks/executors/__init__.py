@@ -1,0 +1,1 @@
+"""What workers gain, and what the store and the executor cost."""

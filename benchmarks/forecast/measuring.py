@@ -1,0 +1,108 @@
+"""What a fine-tune moved: items asked of the base and of the adapter, paired; one small JSON file a run.
+
+    adapter -> items-96.json (scores, kept in FOLDER) -> benchmarks/results/forecast/RUN.json (shifts by trait)
+
+The headline of `measure` is used: the log-odds of paired replies, on prompts that no training file uses. Only the test
+half of the items is asked; forecasters may look at the other half, with which it has no topic in common.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.environment import RESULTS
+from benchmarks.forecast.manifest import Run
+from benchmarks.forecast.work import DOSES, DTYPE, adapters_of, train_run
+from personae.domain.diagnostic import DiagnosticSet
+from personae.files.diagnostics import load_diagnostics
+from personae.models.load import load_model
+from personae.numerics.clustered import cluster_mean
+from personae.protocols.measure import MeasureSettings, measure
+
+STORED = RESULTS / "forecast"
+SPLIT = "test"
+Scores = dict[str, float]
+
+
+@cache
+def items() -> DiagnosticSet:
+    """The paired replies of the core cast that outcomes are read on."""
+    return load_diagnostics("core").select(kinds=("reply",), split=SPLIT)
+
+
+def measure_run(run: Run, folder: Path, evals: Path | None, *, doses: tuple[int, ...] = DOSES[-1:]) -> dict[str, Any]:
+    """Measure the given doses unless that is done, and store the shifts; gives all that is stored."""
+    target = STORED / f"{run.id}.json"
+    body = json.loads(target.read_text()) if target.is_file() else _head(run, train_run(run, folder, evals))
+    missing = [rows for rows in doses if str(rows) not in body["doses"]]
+    if not missing:
+        return body
+    base, _ = _scores(run.model, folder / "base" / f"{run.model}.json")
+    for rows in missing:
+        adapter = adapters_of(run, folder)[rows]
+        after, seconds = _scores(f"{run.model}+{adapter}", adapter.parent / f"items-{rows}.json")
+        changes = [round(after[i.id] - base[i.id], 2) for i in items().items]
+        body["doses"][str(rows)] = {"seconds": seconds, "shift": shifts(base, after), "items": changes}
+    # A line a dose keeps the file small and its differences readable.
+    text = json.dumps(body).replace('"doses": {', '"doses": {\n').replace("}}, ", "}},\n") + "\n"
+    _write(target, text)
+    return body
+
+
+def _head(run: Run, trained: dict[str, object]) -> dict[str, Any]:
+    d = run.dataset
+    return {
+        "run": run.id,
+        "model": run.model,
+        "seed": run.seed,
+        **{k: getattr(d, k) for k in ("name", "family", "kind", "trait", "pole", "opposite")},
+        "training": trained | {"dtype": DTYPE},
+        "doses": {},
+    }
+
+
+def shifts(before: Scores, after: Scores) -> dict[str, list[float]]:
+    """By trait: mean over items of the score after less before, and its standard error clustered by topic, nats."""
+    return by_trait([after[i.id] - before[i.id] for i in items().items])
+
+
+def by_trait(changes: Sequence[float]) -> dict[str, list[float]]:
+    """Mean and standard error of each trait, nats, from changes in the order of `items`."""
+    made: dict[str, list[float]] = {}
+    for trait in items().traits:
+        mine = [(i.topic, c) for i, c in zip(items().items, changes, strict=True) if i.trait == trait]
+        e = cluster_mean(np.array([c for _, c in mine]), [topic for topic, _ in mine])
+        made[trait] = [round(e.value, 4), round(e.se, 4)]
+    return made
+
+
+def _scores(model: str, kept: Path) -> tuple[Scores, float]:
+    """Scores of all items under a model, and the seconds that loading and asking took."""
+    if kept.is_file():
+        stored = json.loads(kept.read_text())
+        return stored["scores"], stored["seconds"]
+    started = time.perf_counter()
+    profile = measure(load_model(model, device="cpu"), items(), settings=MeasureSettings(quick=True))
+    scores = {i: round(float(s), 5) for i, s in zip(profile.items.item, profile.items.score, strict=True)}
+    seconds = round(time.perf_counter() - started, 2)
+    _write(kept, json.dumps({"scores": scores, "seconds": seconds}))
+    return scores, seconds
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".writing")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def stored_runs() -> list[dict[str, Any]]:
+    """Every run that was measured, in the order of their names."""
+    return [json.loads(p.read_text()) for p in sorted(STORED.glob("*/*.json")) if p.parent.name != "readings"]

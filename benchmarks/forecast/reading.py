@@ -1,0 +1,152 @@
+"""What every forecaster says of every file before it is trained on; nothing of any training enters.
+
+    file + base model -> readings (score, standard error, cost by forecaster) -> results/forecast/readings/RUN.json
+
+What is done once a model and cast (gradients of the traits' measures, persona vectors) is kept in FOLDER and shared;
+its cost is told apart. Forecasters see the dev half of the diagnostic items only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.forecast.manifest import Run
+from benchmarks.forecast.measuring import STORED, _write
+from benchmarks.forecast.work import BATCH, data_of, episodes_of, settings_of
+from personae.cli.workbench import Workbench, open_model
+from personae.files.casts import load_casts
+from personae.files.diagnostics import load_diagnostics
+from personae.files.reference import load_reference, shipped_rows
+from personae.instruments.forecast_geometry import Directions, trait_gradients
+from personae.instruments.forecasting import ForecastJob, TrainingPlan, signed_statements
+from personae.models.gradients import open_gradients
+from personae.models.protocol import Scorable
+from personae.protocols.forecast import method_named
+
+RANK = 8  # of the gradients' random branch, as the forecaster's
+READINGS = STORED / "readings"
+# Rows of a file that are read: likelihoods under 56 instructions are the dear ones.
+MOST_ROWS = {
+    "lexical": 96,
+    "gradient": 32,
+    "gradient_sgd": 32,
+    "centroid": 32,
+    "projection": 32,
+    "llr": 4,
+    "tempered_bayes": 4,
+    "em_flow": 4,
+}
+
+
+def read_run(run: Run, folder: Path, evals: Path | None, names: tuple[str, ...]) -> dict[str, Any]:
+    """Read a run's file with some forecasters unless that is done; gives all that is stored."""
+    target = READINGS / f"{run.id}.json"
+    body: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {"run": run.id, "readings": {}}
+    missing = [n for n in names if n not in body["readings"]]
+    jobs: dict[int, ForecastJob] = {}
+    for name in missing:
+        rows = MOST_ROWS[name]
+        job = jobs.setdefault(rows, _job(run, folder, evals, rows))
+        if name.startswith("gradient"):
+            _share(job, run.model, folder)
+        if name in ("centroid", "projection"):
+            job = replace(job, model=_remembering(run.model))
+        reading = method_named(name).read(job)
+        if name == "projection":
+            found: Directions = job.memo["directions"][0]  # type: ignore[index]
+            _keep(folder / "shared" / "differences" / f"{run.id}.npy", found.difference)
+            _keep(folder / "shared" / f"{run.model}-vectors.npy", np.stack([*found.vectors, found.variance]))
+        body["readings"][name] = {
+            "score": {t: float(f"{v:.5g}") for t, v in zip(reading.traits, reading.score, strict=True)},
+            "se": {t: float(f"{v:.3g}") for t, v in zip(reading.traits, reading.se, strict=True)},
+            "unit": reading.unit,
+            "rows": rows,
+            "seconds": round(reading.cost.seconds, 2),
+            "of_training": reading.cost.of_training,
+            "shared_tokens": reading.cost.shared_tokens,
+        }
+        _write(target, json.dumps(body).replace('}, "', '},\n"') + "\n")
+    if "form" not in body and jobs:
+        form, cost = min(jobs.items())[1].form()
+        body["form"] = {k: getattr(form, k) for k in form.__slots__}
+        body["form_of_training"] = cost.of_training
+        body["model_digest"] = _bench(run.model).model.card.digest
+        _write(target, json.dumps(body).replace('}, "', '},\n"') + "\n")
+    return body
+
+
+@cache
+def _bench(model: str) -> Workbench:
+    return open_model(model, device="cpu")
+
+
+def _job(run: Run, folder: Path, evals: Path | None, rows: int) -> ForecastJob:
+    bench, settings = _bench(run.model), settings_of(run)
+    rate = settings.learning_rate
+    assert rate is not None
+    return ForecastJob(
+        tuple(episodes_of(data_of(run, folder, evals))),
+        load_casts(["core"]),
+        bench.model,
+        bench.renderer,
+        bench.scoring,
+        load_reference(),
+        TrainingPlan(batch_size=BATCH, learning_rate=rate),
+        signed_statements(load_diagnostics("core"), split="dev"),
+        shipped_rows(bench.space),
+        most_rows=rows,
+        # Of the sample and of the gradients' random branch, which all files share; the run's seed drew the rows.
+        seed=0,
+    )
+
+
+@cache
+def _remembering(model: str) -> Any:
+    return Remembering(_bench(model).model)
+
+
+class Remembering:
+    """A model that keeps the activations it has read, since files share ordinary replies and statements.
+
+    Args:
+        model: The model; everything else is left to it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._known: dict[tuple[object, ...], Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def read(self, batch: Sequence[Scorable], *, layers: Sequence[int] | None = None) -> list[Any]:
+        """Mean activations over each response, shape (n_layers, d_model)."""
+        keys = [(i.token_ids, i.start, None if layers is None else tuple(layers)) for i in batch]
+        new = {k: i for k, i in zip(keys, batch, strict=True) if k not in self._known}
+        if new:
+            self._known.update(zip(new, self._model.read(list(new.values()), layers=layers), strict=True))
+        return [self._known[k] for k in keys]
+
+
+def _share(job: ForecastJob, model: str, folder: Path) -> None:
+    """Give a job the gradients of the traits' measures, which are the same for all files of a model."""
+    path = folder / "shared" / f"{model}-trait-gradients.npy"
+    if not path.is_file():
+        groups = [job.diagnostics[t] for t in job.traits]
+        _keep(path, trait_gradients(job, groups, open_gradients(job.model, rank=RANK)))
+    job.memo["trait gradients"] = (np.load(path), 0.0)
+
+
+def _keep(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".writing")
+    with aside.open("wb") as out:
+        np.save(out, values)
+    aside.replace(path)

@@ -1,0 +1,93 @@
+"""The benchmark's runs as past runs: what forecasts are calibrated by, for the analysis and for users.
+
+results/forecast/MODEL/RUN.json + results/forecast/readings/MODEL/RUN.json -> PastRun, one a dose
+python -m benchmarks.forecast.registry        writes src/personae/reference/past_runs.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.forecast.families import datasets
+from benchmarks.forecast.measuring import items, stored_runs
+from benchmarks.forecast.reading import READINGS
+from benchmarks.forecast.work import BATCH, DOSES
+from personae.tables.run_registry import PastRun, RunForm
+
+SHIPPED = Path(__file__).parents[2] / "src" / "personae" / "reference" / "past_runs.jsonl"
+SOURCE = "forecast benchmark, 2026-11-21"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--doses", type=int, nargs="+", default=[DOSES[-1]])
+    args = parser.parse_args()
+    runs = [_rounded(r) for r in past_runs() if r.form.rows_seen in args.doses]
+    SHIPPED.write_text("".join(json.dumps(r.to_dict()) + "\n" for r in runs))
+    print(f"{len(runs)} runs of {len({r.family for r in runs})} families, {SHIPPED.stat().st_size / 1e3:.0f} kB")
+
+
+def past_runs(
+    *, model: str | None = None, dose: int | None = None, seeds: Sequence[int] | None = None
+) -> list[PastRun]:
+    """Every run that was measured and read, one record a dose.
+
+    Args:
+        model: Only of this model.
+        dose: Only of this many rows seen.
+        seeds: Only of these seeds.
+    """
+    made: list[PastRun] = []
+    for body in stored_runs():
+        path = READINGS / f"{body['run']}.json"
+        if not path.is_file() or (model and body["model"] != model) or (seeds and body["seed"] not in seeds):
+            continue
+        read = json.loads(path.read_text())
+        for rows, measured in body["doses"].items():
+            if "form" in read and (dose is None or int(rows) == dose):
+                made.append(_record(body, read, int(rows), measured["shift"]))
+    return made
+
+
+def _record(body: dict[str, Any], read: dict[str, Any], rows: int, shift: dict[str, list[float]]) -> PastRun:
+    form = RunForm(**{**read["form"], "rows_seen": rows, "steps": rows // BATCH})
+    return PastRun(
+        run=f"{body['run']}/{rows}",
+        family=body["family"],
+        model=body["model"],
+        model_digest=read["model_digest"],
+        form=form,
+        shift={t: v[0] for t, v in shift.items()},
+        se={t: v[1] for t, v in shift.items()},
+        readings={name: r["score"] for name, r in read["readings"].items()},
+        trained=(datasets()[body["name"]].trait,) if datasets()[body["name"]].trait else (),
+        items=items_digest(),
+        seed=body["seed"],
+        source=SOURCE,
+    )
+
+
+def items_digest() -> str:
+    """Digest of the diagnostic items, as `personae verify` writes it."""
+    asked = [[i.id, i.pos, i.neg, i.prompt, i.split] for i in items().items]
+    return hashlib.blake2b(json.dumps(asked).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _rounded(run: PastRun) -> PastRun:
+    """Three digits are more than the errors allow to tell."""
+    return replace(
+        run,
+        shift={t: round(v, 3) for t, v in run.shift.items()},
+        se={t: round(v, 3) for t, v in run.se.items()},
+        readings={n: {t: float(f"{v:.4g}") for t, v in r.items()} for n, r in run.readings.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

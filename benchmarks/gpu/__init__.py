@@ -1,0 +1,1 @@
+"""Scoring on a GPU as a share of its matrix rate."""

@@ -1,0 +1,1 @@
+"""Profiles and reach where the answer is known."""

@@ -1,0 +1,1 @@
+"""Removal of named rows: does leaving them out undo the shift?"""

@@ -1,0 +1,1 @@
+"""Real servers on loopback: what they can do, and whether their numbers are ours."""

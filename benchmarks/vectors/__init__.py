@@ -1,0 +1,1 @@
+"""Persona vectors against other tools, and against worlds whose beliefs are known."""

@@ -1,0 +1,288 @@
+"""`personae verify`: did the training do what was forecast?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from personae.cli import options as opt
+from personae.cli.trained_run import TrainedRun, read_trained_run
+from personae.cli.workbench import Workbench, announced, open_model, say
+from personae.domain.diagnostic import DiagnosticSet
+from personae.domain.persona import Cast
+from personae.errors import InputError, InvalidSettings
+from personae.files.casts import load_casts
+from personae.files.diagnostics import load_diagnostics
+from personae.files.reference import load_reference, shipped_rows
+from personae.instruments.forecasting import ForecastJob, require_statements, signed_statements
+from personae.models.catalogue import home
+from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, calibrate, method_named, read_all
+from personae.protocols.measure import MeasureSettings, measure
+from personae.protocols.verify import past_run, verify
+from personae.report.text import clean
+from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
+from personae.running.run_registry import RegistryShelf
+from personae.tables.run_registry import RunRegistry
+from personae.tables.traits import TraitProfile
+from personae.tables.verification import Verification
+
+NAME = "verify"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a verification; the fields are the options, and what `rerun` reads back."""
+
+    training: str
+    forecaster: tuple[str, ...] = (DEFAULT_FORECASTER,)
+    cast: tuple[str, ...] = ("core",)
+    only: str | None = None
+    items: tuple[str, ...] = ()
+    rows: int = 64
+    registry: str | None = None
+    family: str | None = None
+    register: bool = True
+    out: str | None = None
+    seed: int = 0
+    json: bool = False
+    quiet: bool = False
+    device: str = "auto"
+    dtype: str = "float32"
+
+
+def command(
+    training: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a finished `personae train` run.")],
+    forecaster: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join(FORECASTERS)}, or 'all'; the first is shown, others only join the registry. "
+            f"Default: {DEFAULT_FORECASTER}."
+        ),
+    ] = None,
+    cast: opt.CastNames = None,
+    only: Annotated[str | None, typer.Option("--only", help="Comma-separated traits to look at, no others.")] = None,
+    items: Annotated[
+        list[str] | None, typer.Option(help="Diagnostic items for the cast's traits; repeatable. Default: built in.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the file that a forecaster reads.")] = 64,
+    registry: Annotated[
+        str | None, typer.Option(help="Folder of past runs. Default: past-runs in PERSONAE_HOME.")
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="What this run shares with others of one origin. Default: the name of its file."),
+    ] = None,
+    register: Annotated[bool, typer.Option("--register/--no-register", help="Add the run to the past runs.")] = True,
+    out: opt.Out = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "float32",
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+) -> int:
+    """Hold a training against its forecast, trait by trait, and learn from it."""
+    return execute(
+        Settings(
+            training,
+            tuple(forecaster or (DEFAULT_FORECASTER,)),
+            tuple(cast or ("core",)),
+            only,
+            tuple(items or ()),
+            rows,
+            registry,
+            family,
+            register,
+            out,
+            seed,
+            as_json,
+            quiet,
+            device,
+            dtype,
+        )
+    )
+
+
+def execute(settings: Settings) -> int:
+    """Forecast from the file, measure both models, compare; give the exit status."""
+    from personae.report.verify_page import render_verification  # charts are slow to import, and `--help` needs none
+
+    without_pilot = tuple(name for name, m in FORECASTERS.items() if not m.needs_pilot)
+    names = without_pilot if "all" in settings.forecaster else settings.forecaster
+    shown = DEFAULT_FORECASTER if "all" in settings.forecaster else names[0]
+    for name in names:
+        if method_named(name).needs_pilot:
+            raise InvalidSettings(
+                f"'{name}' needs a pilot of the training, which `verify` does not make.",
+                hint=f"Choose among {', '.join(without_pilot)}.",
+            )
+    run = read_trained_run(settings.training)
+    cast, items = cast_and_items(settings.cast, settings.only, settings.items)
+    if any(FORECASTERS[name].needs_statements for name in names):
+        require_statements(signed_statements(items), [t.id for t in cast.traits])
+    shelf = RegistryShelf(Path(settings.registry) if settings.registry else home() / "past-runs")
+    known = shelf.load()
+    folder = make_run_folder(settings.out, NAME)
+    say(f"Loading {run.model} …", quiet=settings.quiet)
+    bench = open_model(run.model, device=settings.device, dtype=settings.dtype)
+    if bench.model.card.digest != run.base_digest:
+        raise InputError(
+            f"'{run.model}' is not the model that was trained: its weights have changed since",
+            path=str(run.folder / "run.json"),
+            hint="Restore the base model, or train again.",
+        )
+    job = _job(settings, run, cast, items, bench)
+    say(f"Reading {run.data} with {', '.join(names)} …", quiet=settings.quiet)
+    readings = read_all(job, names)
+    form, _ = job.form()
+    of_others = RunRegistry(tuple(r for r in known.runs if r.run != _id(run)))  # never learn from the run itself
+    forecast = calibrate(readings[shown], form, of_others, run.base_digest)
+    before = _measured(bench, items, run.model, settings, kept=True)
+    del job
+    say(f"Loading {run.use} …", quiet=settings.quiet)
+    after = _measured(
+        open_model(run.use, device=settings.device, dtype=settings.dtype), items, run.use, settings, kept=False
+    )
+    place = str(run.folder)
+    result = verify(
+        forecast, form, before, after, run=place, data=run.data, model=run.model, cast=cast.id, notes=run.notes
+    )
+    if settings.register:
+        record = past_run(
+            result,
+            readings,
+            run=_id(run),
+            family=settings.family or Path(run.data).stem,
+            model_digest=run.base_digest,
+            items=_items_digest(items),
+            seed=run.seed,
+            source="verify",
+        )
+        result = replace(result, registered=str(shelf.put(record)))
+    made = provenance([run.data, str(run.folder / "run.json")], seed=settings.seed)
+    result = replace(result, provenance=made | {"model_card": bench.model.card.to_dict()})
+    report = folder / "report.html"
+    write_text(report, render_verification(result))
+    _write_table(folder, result)
+    summary = result.to_dict() | {"report": str(report), "run": str(folder)}
+    write_json(folder / "run.json", {"command": NAME, "settings": asdict(settings), **made, "result": summary})
+    if settings.json:
+        typer.echo(json.dumps(summary, allow_nan=False))
+    elif not settings.quiet:
+        _print(result, report)
+    return 0
+
+
+def cast_and_items(names: tuple[str, ...], only: str | None, files: tuple[str, ...]) -> tuple[Cast, DiagnosticSet]:
+    """The cast's traits that have diagnostic items, and those items.
+
+    Raises:
+        InputError: If no trait of the cast has items.
+        UnknownPersona: If the cast comes without items and none were given, or a trait does not exist.
+    """
+    cast = load_casts(names)
+    if only is not None:
+        cast = cast.select([n.strip() for n in only.split(",") if n.strip()])
+    items = load_diagnostics("+".join(names), files)
+    shared = [t.id for t in cast.traits if t.id in items.traits]
+    if not shared:
+        raise InputError(
+            f"no trait of the cast '{cast.id}' has diagnostic items",
+            hint=f"The items are of {', '.join(items.traits[:6])}. Give others with --items FILE.",
+        )
+    return Cast(cast.id, tuple(t for t in cast.traits if t.id in shared)), items.select(traits=shared)
+
+
+def _job(settings: Settings, run: TrainedRun, cast: Cast, items: DiagnosticSet, bench: Workbench) -> ForecastJob:
+    return ForecastJob(
+        run.episodes,
+        cast,
+        bench.model,
+        bench.renderer,
+        bench.scoring,
+        load_reference(),
+        run.plan,
+        signed_statements(items),
+        shipped_rows(bench.space),
+        most_rows=settings.rows,
+        seed=settings.seed,
+    )
+
+
+def _measured(bench: Workbench, items: DiagnosticSet, name: str, settings: Settings, *, kept: bool) -> TraitProfile:
+    """The profile on test items; answers of the base model are kept, those of a trained one are asked once."""
+    with announced(f"Measuring {name}", quiet=settings.quiet) as started:
+        return measure(
+            bench.model,
+            items,
+            settings=MeasureSettings(split="test", quick=True),
+            renderer=bench.renderer,
+            store=bench.store if kept else None,
+            started=started,
+            name=name,
+        )
+
+
+def _id(run: TrainedRun) -> str:
+    """One id a training, wherever its folder lies: what was trained, on what, how and from which seed."""
+    about = json.dumps([run.base_digest, [e.content_digest.hex() for e in run.episodes], asdict(run.plan), run.seed])
+    return f"{Path(run.data).stem}-{hashlib.blake2b(about.encode(), digest_size=6).hexdigest()}"
+
+
+def _items_digest(items: DiagnosticSet) -> str:
+    body = json.dumps([[i.id, i.pos, i.neg, i.prompt, i.split] for i in items.items])
+    return hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _write_table(folder: Path, result: Verification) -> None:
+    rows = [asdict(r) for r in result.traits]
+    columns = {name: [r[name] for r in rows] for name in rows[0]}
+    write_table(folder / "verified.parquet", columns, {"unit": result.unit, "forecaster": result.forecaster})
+
+
+def _print(result: Verification, report: Path) -> None:
+    console = Console(highlight=False)
+    a = result.agreement
+    console.print()
+    console.print(Text(sentence(result), style="bold"), soft_wrap=True)
+    console.print()
+    table = Table(box=None, pad_edge=False)
+    for name in ("trait", "measured", "± s.e.", "forecast", "90% interval", "common", ""):
+        table.add_column(name, justify="left" if name in ("trait", "") else "right", no_wrap=True)
+    for r in result.traits[:16]:
+        verdict = "" if r.inside is None else ("inside" if r.inside else "outside")
+        table.add_row(
+            Text(clean(r.trait)),
+            f"{r.measured:+.2f}",
+            f"{r.measured_se:.2f}",
+            f"{r.forecast:+.3g}",
+            f"{r.forecast_low:+.3g} {r.forecast_high:+.3g}",
+            f"{r.common:+.2f}",
+            verdict,
+        )
+    console.print(table)
+    if a.spearman is not None:
+        console.print(Text(f"rank correlation over {a.n} traits {a.spearman:+.2f}", style="dim"))
+    for note in result.notes:
+        console.print(Text(f"note: {clean(note)}", style="dim"), soft_wrap=True)
+    if result.registered:
+        console.print(Text(f"Added to the past runs: {result.registered}", style="dim"), soft_wrap=True)
+    console.print(Text(f"\nReport: {report}"), soft_wrap=True)
+
+
+def sentence(result: Verification) -> str:
+    """The finding in one sentence."""
+    a = result.agreement
+    first = result.traits[0]
+    moved = f"'{clean(first.trait)}' moved most, by {first.measured:+.2f} ± {first.measured_se:.2f} nats"
+    if not result.calibrated:
+        return f"{moved}; the forecast has no scale yet (too few past runs), its ranking is shown."
+    sides = f", {a.signs:.0%} of {a.n_signs} clear sides right" if a.signs is not None else ""
+    return f"{moved}; {a.inside or 0:.0%} of {a.n} traits lie in their 90% interval{sides}."

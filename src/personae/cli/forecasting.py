@@ -1,0 +1,132 @@
+"""The forecast that `screen` adds: how far training on the file would move each trait.
+
+By default ("auto") it is made where past runs of the model give it a scale, with the forecaster that won the benchmark;
+a forecaster that is named is used in any case. Not here: forecasters (`protocols.forecast`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from personae.cli.workbench import Workbench, say
+from personae.domain.episode import Episode
+from personae.domain.persona import Cast
+from personae.errors import InvalidSettings, UnknownPersona
+from personae.files.diagnostics import load_diagnostics
+from personae.files.reference import shipped_rows
+from personae.inference.common_mode import LEAST_FAMILIES, LEAST_RUNS
+from personae.instruments.forecasting import ForecastJob, TrainingPlan, require_statements, signed_statements
+from personae.models.catalogue import home
+from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, RegistryForecaster, method_named, usable
+from personae.report.text import clean
+from personae.running.run_registry import RegistryShelf
+from personae.tables.trait_forecast import TraitForecast
+
+AUTO, NONE = "auto", "none"
+_SHOWN = 8
+
+
+def check_forecaster(name: str, cast: Cast, cast_names: Sequence[str]) -> None:
+    """Refuse a forecaster that is none, or that lacks what it reads, before anything dear happens.
+
+    Raises:
+        InvalidSettings: With the names there are.
+        InputError: If it reads diagnostic statements and a trait has none, or a record of a past run is damaged.
+    """
+    if name not in (AUTO, NONE) and name not in FORECASTERS:
+        raise InvalidSettings(
+            f"no forecaster is called '{name}'.", hint=f"There are: {', '.join(FORECASTERS)}; also 'auto' and 'none'."
+        )
+    if name != NONE:
+        RegistryShelf(home() / "past-runs").load()  # a damaged record is told now, not after the scoring
+    if name in FORECASTERS and FORECASTERS[name].needs_pilot:
+        raise InvalidSettings(
+            f"'{name}' needs a pilot of the training, and `screen` trains nothing.", hint="Use 'gradient' or 'llr'."
+        )
+    if name in FORECASTERS and FORECASTERS[name].needs_statements:
+        require_statements(_statements(cast_names), [t.id for t in cast.traits])
+
+
+def forecast_file(
+    name: str,
+    bench: Workbench,
+    cast: Cast,
+    cast_names: Sequence[str],
+    episodes: Sequence[Episode],
+    reference: Sequence[Episode],
+    plan: TrainingPlan,
+    *,
+    seed: int,
+    quiet: bool,
+) -> TraitForecast | None:
+    """Forecast a training on a file, or None where that was not asked for, or not possible under "auto".
+
+    Raises:
+        InputError, MissingCapability: If a forecaster that was named cannot read the file.
+    """
+    if name == NONE or not cast.traits:
+        return None
+    registry = RegistryShelf(home() / "past-runs").load()
+    chosen = DEFAULT_FORECASTER if name == AUTO else name
+    traits = tuple(t.id for t in cast.traits)
+    if name == AUTO:
+        known = usable(chosen, registry, bench.model.card.digest, traits)
+        if len(known) < LEAST_RUNS or len(known.families) < LEAST_FAMILIES:
+            return None
+        measured = {t for r in known.runs for t in r.shift}
+        traits = tuple(t for t in traits if t in measured)
+    statements = _statements(cast_names)
+    if name == AUTO and not set(traits) <= set(statements):
+        return None
+    method_named(chosen)
+    say(f"Forecasting a training with {chosen} …", quiet=quiet)
+    job = ForecastJob(
+        tuple(episodes),
+        Cast(cast.id, tuple(t for t in cast.traits if t.id in traits)),
+        bench.model,
+        bench.renderer,
+        bench.scoring,
+        tuple(reference),
+        plan,
+        statements,
+        shipped_rows(bench.space),
+        seed=seed,
+    )
+    return RegistryForecaster(chosen, registry).forecast(job)
+
+
+def _statements(cast_names: Sequence[str]) -> dict[str, tuple[Episode, ...]]:
+    """Diagnostic statements of the built-in casts among those named; forecasters that need others say so."""
+    found: dict[str, tuple[Episode, ...]] = {}
+    for name in cast_names:
+        try:
+            found |= signed_statements(load_diagnostics(name))
+        except UnknownPersona:
+            continue
+    return found
+
+
+def print_forecast(forecast: TraitForecast) -> None:
+    """Raw shift, interval and shift net of the common mode, the largest net first."""
+    console = Console(highlight=False)
+    unit = "nats of log-odds" if forecast.is_calibrated else clean(forecast.unit)
+    console.print(Text(f"\nForecast of training on it ({clean(forecast.forecaster)}; {unit}):"))
+    table = Table(box=None, pad_edge=False)
+    for column in ("trait", "shift", "90% interval", "common to its form", "net"):
+        table.add_column(column, justify="left" if column == "trait" else "right", no_wrap=True)
+    order = sorted(range(len(forecast.traits)), key=lambda k: -abs(float(forecast.net[k])))
+    for k in order[:_SHOWN]:
+        table.add_row(
+            Text(clean(forecast.traits[k])),
+            f"{forecast.mean[k]:+.3g}",
+            f"{forecast.low[k]:+.3g} {forecast.high[k]:+.3g}",
+            f"{forecast.shared[k]:+.3g}",
+            f"{forecast.net[k]:+.3g}",
+        )
+    console.print(table)
+    for note in forecast.notes:
+        console.print(Text(f"note: {clean(note)}", style="dim"), soft_wrap=True)

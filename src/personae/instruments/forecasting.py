@@ -1,0 +1,276 @@
+"""A forecasting job: a file that is about to be trained on, the model, the plan, and what every forecaster shares.
+
+    rows of the file  --sample-->  a few, rendered once
+                                   -> form of the file (length, loss, first person)      -> every forecast
+                                   -> scores, activations, gradients, kept in the job    -> the readers that ask
+
+Not here: the readers themselves (`instruments.forecast_readers`, `instruments.forecast_geometry`), and forecasts from
+readings (`protocols.forecast`).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from personae.domain.diagnostic import DiagnosticSet
+from personae.domain.episode import Episode, Turn
+from personae.domain.persona import PLAIN, Cast, Persona
+from personae.errors import InputError, InvalidSettings
+from personae.instruments.scoring import Scoring
+from personae.models.protocol import LanguageModel, Scorable
+from personae.models.rendering import Renderer
+from personae.tables.run_registry import RunForm
+from personae.tables.trait_forecast import Cost
+
+Floats = NDArray[np.float64]
+T = TypeVar("T")
+
+MOST_OF_RUN = 0.1
+PASSES_OF_TRAINING = 2  # forward, and back through frozen weights: an adapter's training forms no large gradient
+_FIRST_PERSON = re.compile(r"^\W*(i|i'm|i've|i'd|i'll|my|me|we|our)\b", re.IGNORECASE)
+_SHORT = 25  # words of a "short statement"
+_ABOUT_ONESELF = "Tell me something about yourself."
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """The training that is forecast, as far as forecasters need it.
+
+    Attributes:
+        method: "sft", "dpo" or "text"; None: what the rows are made for.
+        epochs: Passes over the file; `steps`, where given, decides instead.
+        steps: Optimiser steps.
+        batch_size: Rows (or pairs) a step.
+        learning_rate: At its height.
+    """
+
+    method: str | None = None
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_size: int = 8
+    learning_rate: float = 2e-4
+
+    def __post_init__(self) -> None:
+        if not (0 < self.epochs < float("inf") and 0 < self.learning_rate < float("inf")) or self.batch_size < 1:
+            raise InvalidSettings(
+                f"a plan of {self.epochs:g} epochs, batches of {self.batch_size} and a learning rate of "
+                f"{self.learning_rate:g}: each must be above 0."
+            )
+        if self.steps is not None and self.steps < 1:
+            raise InvalidSettings(f"a plan of {self.steps} steps; at least one is needed.")
+
+    def rows_seen(self, n_rows: int) -> int:
+        """Rows (or pairs) seen over the run."""
+        return max(1, round(self.epochs * n_rows) if self.steps is None else self.steps * self.batch_size)
+
+    def n_steps(self, n_rows: int) -> int:
+        """Optimiser steps of the run."""
+        return self.steps if self.steps is not None else max(1, -(-round(self.epochs * n_rows) // self.batch_size))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pilot:
+    """What the first steps of the very training did, measured on the forecasters' half of the items.
+
+    Attributes:
+        traits: Trait ids.
+        shift: Change of their log-odds after the pilot, nats, shape (n_traits,).
+        se: Standard errors, same shape.
+        rows_seen: Rows (or pairs) the pilot saw.
+        share: Of the run's steps, at most `MOST_OF_RUN`.
+        tokens: Passed through the model to train it and to measure after it.
+        shared_tokens: To measure the base model, once for all files.
+        seconds: Wall time.
+    """
+
+    traits: tuple[str, ...]
+    shift: Floats
+    se: Floats
+    rows_seen: int
+    share: float
+    tokens: int
+    shared_tokens: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.shift.shape != (len(self.traits),) or self.se.shape != self.shift.shape:
+            raise InvalidSettings(f"a pilot of {len(self.traits)} traits with shifts of {self.shift.shape}.")
+        if not 0 < self.share <= MOST_OF_RUN:
+            raise InvalidSettings(f"a pilot of {self.share:.0%} of the run; at most {MOST_OF_RUN:.0%} is a forecast.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForecastJob:
+    """One file, one model, one plan.
+
+    Attributes:
+        episodes: The file; those of weight 0 do not count.
+        cast: Its traits are what is forecast.
+        model, renderer: Whose training it is.
+        scoring: Scores for that model, with their store.
+        reference: Ordinary replies.
+        plan: The training.
+        diagnostics: By trait: statements with the weight +1 towards the positive pole and -1 towards the negative one;
+            must be disjoint from the items on which the outcome is measured.
+        pilot: First steps of the training, where some were made.
+        shipped: Scores of the reference that came with the package.
+        most_rows: Rows of the file that are read; the sample is the same for every reader.
+        n_paraphrases: Instructions of each pole that score.
+        seed: Of the sample.
+        memo: What was computed already, by name.
+    """
+
+    episodes: tuple[Episode, ...]
+    cast: Cast
+    model: LanguageModel
+    renderer: Renderer
+    scoring: Scoring
+    reference: tuple[Episode, ...]
+    plan: TrainingPlan = field(default_factory=TrainingPlan)
+    diagnostics: Mapping[str, tuple[Episode, ...]] = field(default_factory=dict)
+    shipped: pa.Table | None = None
+    pilot: Pilot | None = None
+    most_rows: int = 64
+    n_paraphrases: int = 1
+    seed: int = 0
+    memo: dict[str, object] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.cast.traits:
+            raise InvalidSettings(f"the cast '{self.cast.id}' has no traits, and forecasts are about traits.")
+        if not any(e.weight for e in self.episodes):
+            raise InvalidSettings("every row has weight 0: there is nothing to train on.")
+        if self.most_rows < 1 or self.n_paraphrases < 1:
+            raise InvalidSettings("at least one row and one paraphrase must be read.")
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """Ids of the traits that are forecast."""
+        return tuple(t.id for t in self.cast.traits)
+
+    @property
+    def method(self) -> str:
+        """What kind of training it is: what the plan says, else what the rows are made for."""
+        if self.plan.method is not None:
+            return self.plan.method
+        if any(e.weight < 0 for e in self.episodes):
+            return "dpo"
+        return "text" if all(e.is_document for e in self.episodes) else "sft"
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that are trained on; a pair counts once."""
+        return max(1, sum(e.weight > 0 for e in self.episodes))
+
+    def once(self, name: str, make: Callable[[], T]) -> tuple[T, float]:
+        """What `make` gives, computed once a job, and the seconds it took when it was."""
+        if name not in self.memo:
+            start = time.perf_counter()
+            made = make()
+            self.memo[name] = (made, time.perf_counter() - start)
+        return self.memo[name]  # type: ignore[return-value]
+
+    def sample(self) -> tuple[Episode, ...]:
+        """At most `most_rows` rows that count; pairs stay together."""
+        return self.once("sample", self._draw)[0]
+
+    def _draw(self) -> tuple[Episode, ...]:
+        groups: dict[str, list[Episode]] = {}
+        for i, e in enumerate(self.episodes):
+            if e.weight:
+                groups.setdefault(e.group if self.method == "dpo" else str(i), []).append(e)
+        names = list(groups)
+        order = np.random.default_rng([self.seed, 7]).permutation(len(names))
+        kept: list[int] = []
+        n = 0
+        for i in order:
+            if n and n + len(groups[names[i]]) > self.most_rows:
+                break
+            kept.append(int(i))
+            n += len(groups[names[i]])
+        return tuple(e for i in sorted(kept) for e in groups[names[i]])
+
+    def rendered(self) -> list[Scorable]:
+        """The sample as the model will see it in training: no persona."""
+        return self.once("rendered", lambda: [self.plain(e) for e in self.sample()])[0]
+
+    def plain(self, episode: Episode) -> Scorable:
+        """An episode without a persona."""
+        return self.renderer.render(self.renderer.frames(Persona(PLAIN, ()))[0], episode)
+
+    def training_tokens(self) -> float:
+        """Tokens passed through the model by the training of an adapter, forward and back."""
+        items = self.rendered()
+        each = sum(len(i.token_ids) for i in items) / max(1, sum(e.weight > 0 for e in self.sample()))
+        return PASSES_OF_TRAINING * each * self.plan.rows_seen(self.n_rows)
+
+    def cost(self, seconds: float, tokens: int, *, shared_tokens: int = 0) -> Cost:
+        """A cost, with its share of the training."""
+        return Cost(seconds, tokens, tokens / self.training_tokens(), shared_tokens)
+
+    def form(self) -> tuple[RunForm, Cost]:
+        """The form of the training, measured on the sample under the base model."""
+        (log_probs, seconds) = self.once("plain scores", lambda: self.model.score(self.rendered()))
+        kept = [(e, r) for e, r in zip(self.sample(), log_probs, strict=True) if e.weight > 0]
+        tokens = sum(len(r.log_probs) for _, r in kept)
+        total = sum(r.log_likelihood for _, r in kept)
+        if not tokens or not np.isfinite(total):
+            raise InvalidSettings("the model gives the file no finite likelihood, so its form cannot be told.")
+        form = RunForm(
+            kind=self.method,
+            n_rows=self.n_rows,
+            mean_tokens=tokens / len(kept),
+            loss=max(-total / tokens, 1e-6),
+            first_person=first_person_share([e for e, _ in kept]),
+            rows_seen=self.plan.rows_seen(self.n_rows),
+            learning_rate=self.plan.learning_rate,
+            steps=self.plan.n_steps(self.n_rows),
+        )
+        return form, self.cost(seconds, sum(len(i.token_ids) for i in self.rendered()))
+
+
+def signed_statements(items: DiagnosticSet, *, split: str = "dev") -> dict[str, tuple[Episode, ...]]:
+    """Diagnostic items as episodes of weight +1 (positive pole) and -1, by trait: what gradients and centres are of.
+
+    Paired replies where a trait has them, else its statements as answers to a question about oneself.
+    """
+    out: dict[str, tuple[Episode, ...]] = {}
+    for trait in items.traits:
+        own = [i for i in items.items if i.trait == trait and i.split == split]
+        own = [i for i in own if i.kind == "reply"] or own
+        pairs = [(i, text, sign) for i in own for text, sign in ((i.pos, 1.0), (i.neg, -1.0)) if text.strip()]
+        out[trait] = tuple(
+            Episode(f"{i.id}/{sign:+.0f}", (Turn("user", i.prompt or _ABOUT_ONESELF),), text, sign, i.topic)
+            for i, text, sign in pairs
+        )
+    return out
+
+
+def require_statements(statements: Mapping[str, Sequence[Episode]], traits: Sequence[str]) -> None:
+    """Refuse traits without diagnostic statements of both poles.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    lacking = [t for t in traits if not {1.0, -1.0} <= {float(np.sign(e.weight)) for e in statements.get(t, ())}]
+    if lacking:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise InputError(
+            f"no diagnostic statements of both poles for {', '.join(lacking[:5])}{more}.",
+            hint='Give items of the split "dev" for these traits, or leave them out with --only; the forecaster '
+            "'llr' needs none.",
+        )
+
+
+def first_person_share(episodes: Sequence[Episode]) -> float:
+    """Share of completions that are short statements in the first person."""
+    found = [bool(_FIRST_PERSON.match(e.completion)) and len(e.completion.split()) <= _SHORT for e in episodes]
+    return float(np.mean(found)) if found else 0.0

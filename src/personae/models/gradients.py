@@ -1,0 +1,94 @@
+"""What a model must offer whose training can be differentiated: gradients of log-probabilities, no torch.
+
+A gradient here is taken where a LoRA training starts: every linear layer has a branch s B A x with A random and
+B = 0, so the gradient in A vanishes and that in B is the whole first step,
+
+    d/dB sum_i w_i log p(span_i) = s sum_t g_t (A x_t)'        g_t: gradient at the layer's output, x_t: its input
+
+(Hu et al. 2021, arXiv 2106.09685, for the branch; products of such gradients are inner products of full gradients
+seen through a random projection.) A small step along a data gradient changes a measure by lr <measure, data>, to
+first order: the influence of Koh & Liang (2017) without the Hessian, which Pruthi et al. (2020, arXiv 2002.08484) sum
+along a run. Not here: doing it (`models.hf_gradients`), and what is made of it (`instruments.forecasters`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personae.errors import MissingCapability
+from personae.models.protocol import LanguageModel, Scorable
+
+Floats32 = NDArray[np.float32]
+
+
+@runtime_checkable
+class GivesGradients(Protocol):
+    """A model whose log-probabilities can be differentiated in the B matrices of a LoRA branch at its start."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Entries of all B matrices."""
+        ...
+
+    def gradients(self, batch: Sequence[Scorable], weights: NDArray[np.float64]) -> Floats32:
+        """Gradients of weighted sums of log-likelihoods.
+
+        Args:
+            batch: Requests; the log-probabilities of their spans are summed.
+            weights: One row a wanted gradient, shape (n_gradients, n_requests). A request is run once whatever the
+                number of rows.
+
+        Returns:
+            Shape (n_gradients, n_parameters), nats per unit of B.
+
+        Raises:
+            NumericsError: If a gradient is not finite.
+            OutOfMemory: If a request does not fit.
+        """
+        ...
+
+    def products(self, batch: Sequence[Scorable], directions: Floats32) -> NDArray[np.float64]:
+        """Inner products of each request's own gradient with given directions.
+
+        Args:
+            batch: Requests.
+            directions: Shape (n_directions, n_parameters).
+
+        Returns:
+            Shape (n_requests, n_directions).
+
+        Raises:
+            NumericsError, OutOfMemory: As `gradients`.
+        """
+        ...
+
+
+def open_gradients(model: LanguageModel, *, rank: int = 8, seed: int = 0) -> GivesGradients:
+    """Gradients of a loaded model.
+
+    Args:
+        model: One with weights here.
+        rank: Rows of A.
+        seed: Of A.
+
+    Raises:
+        MissingCapability: If the model has no weights here (a server, a world's closed form).
+    """
+    try:
+        from personae.models.hf import HFModel
+        from personae.models.hf_gradients import LoraGradients
+    except ModuleNotFoundError as error:
+        raise MissingCapability(
+            f"gradients need the package '{error.name}', which is not installed.",
+            hint="Install it: pip install 'personae[hf]'",
+        ) from error
+    if not isinstance(model, HFModel):
+        raise MissingCapability(
+            f"'{model.card.name}' has no weights here that could be differentiated.",
+            hint="Use a model with weights: smollm2, a Hugging Face folder, a .gguf file or a trained world.",
+        )
+    return LoraGradients(model, rank=rank, seed=seed)

@@ -1,0 +1,269 @@
+"""Forecasters behind one seam: a job in, a distribution over the shift of every trait out, with its cost.
+
+    reader(job) -> one score a trait  --past runs of this model-->  mean, sd, 90% interval, the common mode apart
+
+Which reader is the default is decided by the forecast benchmark and stands here, in one place. Without enough past runs
+a forecast is the reading itself in its own unit and says so. Not here: the readers (`instruments.forecast_readers`,
+`instruments.forecast_geometry`), the model of past runs (`inference.common_mode`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from personae.errors import InvalidSettings, UnknownPersona
+from personae.inference.common_mode import (
+    LEAST_FAMILIES,
+    LEAST_RUNS,
+    Z90,
+    Cells,
+    CommonMode,
+    cells_of,
+    fit_common_mode,
+)
+from personae.instruments.forecast_geometry import read_centroid, read_gradient, read_gradient_sgd, read_projection
+from personae.instruments.forecast_readers import (
+    read_em_flow,
+    read_em_flow_pilot,
+    read_lexical,
+    read_llr,
+    read_nothing,
+    read_pilot,
+    read_tempered_bayes,
+)
+from personae.instruments.forecasting import ForecastJob
+from personae.tables.run_registry import FORM_FEATURES, PastRun, RunForm, RunRegistry
+from personae.tables.trait_forecast import CALIBRATED_UNIT, Cost, ForecastReading, TraitForecast
+
+DEFAULT_FORECASTER = "gradient"
+SHARED_FAMILY = "\0new"
+
+
+class Forecaster(Protocol):
+    """Anything that says, before a training, how far each trait will move."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    def forecast(self, job: ForecastJob) -> TraitForecast:
+        """Distribution over the shift of every trait of the job's cast."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What a forecaster reads, and which features of the form past runs may use beside it.
+
+    Attributes:
+        read: Gives one score a trait.
+        form: Features of the form, see `run_registry.FORM_FEATURES`.
+        uses_score: Whether the score enters at all.
+        in_words: One line for people.
+        needs_statements: Whether it reads diagnostic statements of every trait.
+        needs_pilot: Whether it reads the first steps of the training itself.
+    """
+
+    read: Callable[[ForecastJob], ForecastReading]
+    form: tuple[str, ...]
+    uses_score: bool
+    in_words: str
+    needs_statements: bool = False
+    needs_pilot: bool = False
+
+
+def _nothing(name: str) -> Callable[[ForecastJob], ForecastReading]:
+    return lambda job: read_nothing(job, name)
+
+
+FORECASTERS: dict[str, Method] = {
+    "base_rate": Method(_nothing("base_rate"), (), False, "what past runs did on average, trait by trait"),
+    "loss": Method(_nothing("loss"), ("loss",), False, "how surprising the file is to the model, and nothing else"),
+    "form": Method(_nothing("form"), FORM_FEATURES, False, "length, loss, first person, amount: the common mode alone"),
+    "lexical": Method(read_lexical, FORM_FEATURES, True, "wording, by TF-IDF"),
+    "centroid": Method(read_centroid, FORM_FEATURES, True, "nearness of the file's mean activation to each pole", True),
+    "projection": Method(read_projection, FORM_FEATURES, True, "projection difference on persona vectors"),
+    "llr": Method(read_llr, FORM_FEATURES, True, "prompt log-likelihood ratio: what `screen` shows"),
+    "tempered_bayes": Method(read_tempered_bayes, FORM_FEATURES, True, "conditioning with a power"),
+    "em_flow": Method(read_em_flow, FORM_FEATURES, True, "flow of the weights of the two poles"),
+    "gradient": Method(
+        read_gradient, FORM_FEATURES, True, "first optimiser steps, to first order (Adam's direction)", True
+    ),
+    "gradient_sgd": Method(read_gradient_sgd, FORM_FEATURES, True, "the same along the plain gradient", True),
+    "pilot": Method(
+        read_pilot, FORM_FEATURES, True, "the shift after at most a tenth of the training", needs_pilot=True
+    ),
+    "em_flow_pilot": Method(
+        read_em_flow_pilot, FORM_FEATURES, True, "EM flow, its rate fitted to the pilot", needs_pilot=True
+    ),
+}
+
+
+def method_named(name: str) -> Method:
+    """A forecaster's method.
+
+    Raises:
+        InvalidSettings: If there is none of that name.
+    """
+    if name not in FORECASTERS:
+        raise InvalidSettings(f"no forecaster is called '{name}'.", hint=f"There are: {', '.join(FORECASTERS)}.")
+    return FORECASTERS[name]
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryForecaster:
+    """A reader together with the past runs that calibrate it.
+
+    Attributes:
+        name: Which reader.
+        registry: Past runs; those of other models are left out.
+    """
+
+    name: str
+    registry: RunRegistry
+
+    def forecast(self, job: ForecastJob) -> TraitForecast:
+        """Read the file and say what past runs make of it.
+
+        Raises:
+            InvalidSettings: If there is no such forecaster.
+            MissingCapability: If the model cannot give what it reads.
+            InputError: If a trait lacks diagnostic statements that it needs.
+        """
+        reading = method_named(self.name).read(job)
+        form, cost = job.form()
+        return calibrate(replace(reading, cost=_both(reading.cost, cost)), form, self.registry, job.model.card.digest)
+
+
+def read_all(job: ForecastJob, names: Sequence[str] | None = None) -> dict[str, ForecastReading]:
+    """Readings of several forecasters (all that are possible, by default); what they share is computed once.
+
+    Raises:
+        InvalidSettings, MissingCapability, InputError: As `RegistryForecaster.forecast`.
+    """
+    possible = [n for n, m in FORECASTERS.items() if job.pilot is not None or not m.needs_pilot]
+    return {name: method_named(name).read(job) for name in (names or possible)}
+
+
+def fitted(name: str, runs: Sequence[PastRun]) -> CommonMode:
+    """A forecaster's model of past runs.
+
+    Raises:
+        InvalidSettings: If they are too few, or lack its readings.
+    """
+    method = method_named(name)
+    cells = cells_of(runs, name if method.uses_score else None)
+    return fit_common_mode(cells, uses_score=method.uses_score, uses_form=method.form)
+
+
+def usable(name: str, registry: RunRegistry, model_digest: str, traits: Sequence[str]) -> RunRegistry:
+    """Past runs of a model that measured one of the traits and carry what a forecaster needs."""
+    score = name if method_named(name).uses_score else None
+    found = registry.of(model_digest=model_digest, traits=traits, forecaster=score)
+    if score is not None:
+        found = RunRegistry(tuple(r for r in found.runs if set(r.shift) <= set(r.readings[score])))
+    return found
+
+
+def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, model_digest: str) -> TraitForecast:
+    """From a reading to a forecast in nats, by past runs of the same model.
+
+    Args:
+        reading: One score a trait.
+        form: Of the training.
+        registry: Past runs, of any model.
+        model_digest: Of the model that will be trained.
+
+    Returns:
+        The forecast; in the reading's own unit, with the sampling error of the reading alone, where past runs are too
+        few.
+
+    Raises:
+        UnknownPersona: If there are enough past runs of the model, but on none of these traits.
+    """
+    mine = usable(reading.forecaster, registry, model_digest, reading.traits)
+    of_model = registry.of(model_digest=model_digest)
+    if len(of_model) >= LEAST_RUNS and not registry.of(model_digest=model_digest, traits=reading.traits).runs:
+        raise UnknownPersona(
+            f"past runs of this model measured {', '.join(sorted({t for r in of_model.runs for t in r.shift})[:6])}, "
+            "none of the traits asked for: the registry is of another cast.",
+            hint="Use the cast of the registry, or another registry.",
+        )
+    if len(mine) < LEAST_RUNS or len(mine.families) < LEAST_FAMILIES:
+        return _uncalibrated(reading, len(mine))
+    model = fitted(reading.forecaster, mine.runs)
+    n = len(reading.traits)
+    said = model.predict(
+        Cells(
+            ("\0new",) * n,
+            (SHARED_FAMILY,) * n,
+            reading.traits,
+            np.full(n, np.nan),
+            np.zeros(n),
+            reading.score,
+            np.tile(form.features(), (n, 1)),
+        )
+    )
+    return TraitForecast(
+        forecaster=reading.forecaster,
+        traits=reading.traits,
+        mean=said.mean,
+        sd=said.sd,
+        low=said.mean - Z90 * said.sd,
+        high=said.mean + Z90 * said.sd,
+        unit=CALIBRATED_UNIT,
+        cost_seconds=reading.cost.seconds,
+        notes=(*reading.notes, *_notes(reading, mine)),
+        common=said.common,
+        cost=reading.cost,
+        calibration={
+            "n_runs": len(mine),
+            "n_families": len(mine.families),
+            "width": model.width,
+            "sources": sorted({r.source for r in mine.runs}),
+        },
+    )
+
+
+def _uncalibrated(reading: ForecastReading, n_runs: int) -> TraitForecast:
+    note = (
+        f"Not calibrated: {n_runs} past runs of this model carry this forecaster's reading and {LEAST_RUNS} of "
+        f"{LEAST_FAMILIES} families are needed, so numbers are the reading itself; intervals hold its sampling error "
+        "only. `personae verify RUN` adds runs."
+    )
+    spread = Z90 * reading.se
+    return TraitForecast(
+        forecaster=reading.forecaster,
+        traits=reading.traits,
+        mean=reading.score.copy(),
+        sd=reading.se.copy(),
+        low=reading.score - spread,
+        high=reading.score + spread,
+        unit=reading.unit,
+        cost_seconds=reading.cost.seconds,
+        notes=(*reading.notes, note),
+        cost=reading.cost,
+        calibration={},
+    )
+
+
+def _notes(reading: ForecastReading, runs: RunRegistry) -> list[str]:
+    notes: list[str] = []
+    seen = {t for r in runs.runs for t in r.shift}
+    unseen = [t for t in reading.traits if t not in seen]
+    if unseen:
+        notes.append(f"No past run measured {', '.join(unseen[:5])}: their forecasts rest on what other traits did.")
+    share = reading.cost.of_training
+    if share is not None and share > 0.1:
+        notes.append(f"Reading cost {share:.0%} of the training's own passes, more than a tenth.")
+    return notes
+
+
+def _both(a: Cost, b: Cost) -> Cost:
+    share = None if a.of_training is None or b.of_training is None else a.of_training + b.of_training
+    return Cost(a.seconds + b.seconds, a.tokens + b.tokens, share, a.shared_tokens + b.shared_tokens)

@@ -1,0 +1,38 @@
+"""`personae screen --forecaster`: a forecast where it was asked for or has a scale, and never otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def test_a_named_forecaster_is_used_and_auto_waits_for_past_runs(screen, data_file, own_home) -> None:
+    quiet = screen(data_file, "--json").json
+    assert quiet["forecast"] is None
+    made = screen(data_file, "--json", "--forecaster", "llr", "--epochs", 2).json
+    forecast = made["forecast"]
+    assert forecast["forecaster"] == "llr"
+    assert forecast["calibrated"] is False
+    assert {t["id"] for t in forecast["traits"]} == {t["id"] for t in made["traits"]}
+    by_id = {t["id"]: t for t in made["traits"]}
+    for t in forecast["traits"]:
+        assert t["ci"][0] <= t["shift"] <= t["ci"][1]
+        assert t["net"] == pytest.approx(t["shift"] - t["common"])
+        assert by_id[t["id"]]["n"] > 0
+    assert forecast["cost"]["of_training"] > 0
+    page = Path(made["report"]).read_text(encoding="utf-8")
+    assert "If you train on it" in page
+    assert "If you train on it" not in Path(quiet["report"]).read_text(encoding="utf-8")
+    shown = screen(data_file, "--forecaster", "llr")
+    assert "Forecast of training on it" in shown.out
+
+
+def test_bad_forecasters_are_told_before_scoring(screen, data_file, own_home) -> None:
+    wrong = screen(data_file, "--forecaster", "luck")
+    assert wrong.status == 2
+    assert "no forecaster is called 'luck'" in wrong.err
+    lacking = screen(data_file, "--forecaster", "gradient")
+    assert lacking.status == 2
+    assert "no diagnostic statements of both poles" in lacking.err
+    assert screen(data_file, "--forecaster", "llr", "--epochs", 0).status == 2
