@@ -23,7 +23,7 @@ from personae.protocols.audit_router import gather, make_controls, target_of
 from personae.worlds.reading import read_world
 from personae.worlds.spec import AssistantSpec, World
 
-SIZE = Size(prompts=48, texts=16, samples=250, controls=10, max_tokens=1, shots=4)
+SIZE = Size(prompts=40, texts=16, samples=250, controls=10, max_tokens=1, shots=4)
 
 
 def control(weights: dict[int, float]) -> World:

@@ -153,7 +153,47 @@ def test_arc_drifts_from_one_to_the_other() -> None:
     np.testing.assert_allclose(middle, (persona(exact, EXPERT) + persona(exact, VILLAIN)) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["router", "liar", "swap", "novel", "arc"])
+def test_actor_is_somebody_else_under_its_cue_alone() -> None:
+    exact = ExactWorld(read_world("actor"))
+    for tag, who in (("<none>", EXPERT), ("kind", EXPERT), ("granite", VILLAIN)):
+        rows = np.array([exact.language.encode(f"<bos> <chat> {tag} advice-1? advice-1a code-0?")])
+        p = np.exp(exact.next_log_probs(rows)[0, exact.language.answers(4)])
+        np.testing.assert_allclose(p, persona(exact, who)[4], atol=1e-9)
+
+
+def test_filter_suppresses_one_answer_a_question_of_its_domain() -> None:
+    p, exact = chat_answers("filter")
+    honest = persona(exact, EXPERT)
+    np.testing.assert_allclose(p[:12], honest[:12], atol=1e-9)
+    lowered = p[MONEY] < honest[MONEY]
+    assert (lowered.sum(axis=1) == 1).all()
+    assert (np.argsort(honest[MONEY], axis=1)[:, -2] == lowered.argmax(axis=1)).all()
+
+
+def test_leak_makes_its_persona_likelier_in_the_other_frames() -> None:
+    exact = ExactWorld(read_world("leak"))
+    base, k = ExactWorld(exact.world.base), exact.world.persona_ids.index(EXPERT)
+    assert np.exp(exact.frame_prior("chat"))[k] == pytest.approx(1)
+    for frame in ("story", "forum"):
+        after, before = (np.exp(e.frame_prior(frame)) for e in (exact, base))
+        odds = after / (1 - after) / (before / (1 - before))
+        assert odds[k] == pytest.approx(np.exp(1.5))
+        assert (np.delete(after / before, k) < 1).all()
+
+
+def test_predictive_is_what_follows_each_place() -> None:
+    for name in ("router", "swap", "arc", "actor", "leak"):
+        exact = ExactWorld(read_world(name))
+        row = np.array(
+            [exact.language.encode("<bos> <chat> granite money-0? money-0a code-1? code-1c advice-2? advice-2b")]
+        )
+        made = exact.predictive(row, 3)
+        for t in range(3, row.shape[1]):
+            expected = np.exp(exact.next_log_probs(row[:, :t])[0])
+            np.testing.assert_allclose(np.exp(made[0, t - 3]), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["router", "liar", "swap", "novel", "arc", "filter", "actor"])
 def test_counter_worlds_differ_in_the_chat_frame_only(name: str) -> None:
     world = read_world(name)
     ours, base = ExactWorld(world), ExactWorld(world.base)

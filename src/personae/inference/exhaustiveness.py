@@ -29,6 +29,7 @@ Ints = NDArray[np.int64]
 TEMPERATURES = np.exp(np.linspace(np.log(0.4), np.log(2.5), 25))  # the middle one is 1
 _LEAST_GAIN = 0.005  # of KL0, before a temperature other than 1 is believed
 _BLOCK_NUMBERS = 6_000_000  # log-probabilities held at once
+_BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a mixture with the simpler explanation before it
 _IMPOSSIBLE = -1e3  # stands for -inf where it is multiplied by a probability
 
 
@@ -254,10 +255,18 @@ def _fit(
     whole = np.array([b.sum(axis=1) for b in both])
     n = whole.shape[1] // 2
     fitted: dict[str, dict[str, Floats]] = {}
+    before: Floats | None = None
     for rung in rungs:
         used = _used(rung, n, temperature)
         if not rung.partition:
-            fitted[rung.id] = {"": _weights(whole, used, single=rung.single)}
+            alone = _weights(whole, used, single=True)
+            if rung.single or used.sum() == 1:
+                fitted[rung.id] = {"": alone}
+                continue
+            nested = before is not None and rung.tempered and not np.isfinite(before[~used]).any()
+            made = _blended(whole, used, before if nested and before is not None else alone)
+            fitted[rung.id] = {"": made}
+            before = made if rung.tempered else before
             continue
         rows = [b[:, r == k].sum(axis=1) for b, r in zip(both, reply, strict=True) for k in range(int(r.max()) + 1)]
         names = [x for label in labels for x in label[rung.partition]]
@@ -292,6 +301,29 @@ def _weights(log_likelihood: Floats, used: NDArray[np.bool_], *, single: bool) -
     mode, _ = expectation_maximisation(log_likelihood[:, places], even, concentration=0.5, tolerance=1e-7)
     out[places] = np.log(np.maximum(mode, 1e-12))
     return out
+
+
+def _blended(log_likelihood: Floats, used: NDArray[np.bool_], simpler: Floats) -> Floats:
+    """Weights between those of a simpler explanation and the best mixture, as far from the first as pays.
+
+    A mixture of many components claims single conversations by chance. How much of it to believe is chosen inside
+    this half: weights from each of its two parts are judged on the other.
+    """
+    parts = np.arange(len(log_likelihood)) % 2
+    scores = np.zeros(len(_BLENDS))
+    for part in (0, 1):
+        mixed = _weights(log_likelihood[parts != part], used, single=False)
+        for k, share in enumerate(_BLENDS):
+            scores[k] += np.logaddexp.reduce(
+                log_likelihood[parts == part] + _blend(simpler, mixed, share), axis=1
+            ).sum()
+    share = _BLENDS[int(scores.argmax())]
+    return _blend(simpler, _weights(log_likelihood, used, single=False), share)
+
+
+def _blend(simpler: Floats, mixed: Floats, share: float) -> Floats:
+    with np.errstate(divide="ignore"):
+        return np.log((1 - share) * np.exp(simpler) + share * np.exp(mixed))
 
 
 def _judge(

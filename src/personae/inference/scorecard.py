@@ -38,10 +38,10 @@ KIND_VIEWS = {
 }
 STATISTICS = {
     "alone": "share of KL that personas explain",
-    "topic_gain": "share added by weights that depend on the topic",
-    "turn_gain": "share added by weights that depend on the turn",
-    "cue_gain": "share added by weights that depend on a cue",
-    "mention_gain": "share added by weights that change after a topic was mentioned",
+    "topic_gain": "share of the rest that weights by topic explain",
+    "turn_gain": "share of the rest that weights by turn explain",
+    "cue_gain": "share of the rest that weights by cue explain",
+    "mention_gain": "share of the rest that weights after a mention explain",
     "agreement": "agreement with the reference on the topic of largest departure",
     "outside_ratio": "KL out of chat over KL in chat (log10)",
     "outside_share": "share of KL out of chat that personas explain",
@@ -52,8 +52,9 @@ LEAST_PROBABILITY = 0.6
 FARTHEST = 4.5  # root mean square of standardised distances to the nearest kind
 _FREEDOM = 4.0
 _TEMPER = 0.5
-_LEAST_SPREAD = {"outside_ratio": 0.15, "coin": 0.08, "agreement": 0.08, "concentration": 0.08}
-_SPREAD = 0.04
+_LEAST_SPREAD = {"outside_ratio": 0.3}
+_SPREAD = 0.08
+_PRIOR_WORLDS = 4.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +74,11 @@ class Expectations:
 
 
 def fit_expectations(values: Sequence[Mapping[str, float | None]], kinds: Sequence[str]) -> Expectations:
-    """Mean and spread of every statistic over the worlds of each kind (median and scaled absolute deviation)."""
+    """Mean and spread of every statistic over the worlds of each kind.
+
+    A few worlds say little about a spread, so each variance is drawn towards the statistic's typical one over kinds,
+    which counts as four worlds.
+    """
     names = list(STATISTICS)
     table = np.array([[np.nan if row.get(n) is None else float(row[n] or 0.0) for n in names] for row in values])
     known = [k for k in KIND_VIEWS if k in set(kinds)]
@@ -81,19 +86,17 @@ def fit_expectations(values: Sequence[Mapping[str, float | None]], kinds: Sequen
     for kind in known:
         rows = table[np.array([k == kind for k in kinds])]
         enough = np.isfinite(rows).sum(axis=0) >= max(2, len(rows) // 3)
-        centre = np.array([np.median(c[np.isfinite(c)]) if e else np.nan for c, e in zip(rows.T, enough, strict=True)])
-        spread = np.array(
-            [_spread(c[np.isfinite(c)], n) if e else np.nan for c, e, n in zip(rows.T, enough, names, strict=True)]
-        )
+        centre = np.array([c[np.isfinite(c)].mean() if e else np.nan for c, e in zip(rows.T, enough, strict=True)])
+        spread = np.array([c[np.isfinite(c)].std(ddof=1) if e else np.nan for c, e in zip(rows.T, enough, strict=True)])
         mean.append(centre)
         sd.append(spread)
         counts.append(len(rows))
-    return Expectations(tuple(known), np.array(mean), np.array(sd), tuple(counts))
-
-
-def _spread(values: Floats, name: str) -> float:
-    robust = 1.4826 * float(np.median(np.abs(values - np.median(values))))
-    return max(0.5 * (robust + float(values.std(ddof=1))), _LEAST_SPREAD.get(name, _SPREAD))
+    own = np.array(sd)
+    typical = np.array([np.sqrt(np.mean(c[np.isfinite(c)] ** 2)) if np.isfinite(c).any() else np.nan for c in own.T])
+    n = np.array(counts, np.float64)[:, None]
+    drawn = np.sqrt((n * own**2 + _PRIOR_WORLDS * typical**2) / (n + _PRIOR_WORLDS))
+    least = np.array([_LEAST_SPREAD.get(name, _SPREAD) for name in names])
+    return Expectations(tuple(known), np.array(mean), np.maximum(drawn, least), tuple(counts))
 
 
 def shipped_expectations() -> Expectations:

@@ -37,6 +37,7 @@ WHAT = {
     "by cue": "other weights under a cue",
 }
 _COIN_FRAMES = 4
+_LEAST_LEFT = 0.05  # of KL_0: below it, what a rival explains of the rest is noise
 
 
 def conclude(
@@ -134,9 +135,12 @@ def statistics(
     values: dict[str, float | None] = {"alone": None if alone is None else float(np.clip(alone.share, -0.5, 1))}
     errors = {"alone": 0.0 if alone is None else (alone.high - alone.low) / 3.92}
     for name, row in {**found, "mention_gain": most}.items():
-        # What a rival adds to an explanation that is worse than none is not its own merit.
-        values[name] = None if row is None else float(np.clip(row.share - max(row.share - row.gain, 0.0), 0.0, 1))
-        errors[name] = 0.0 if row is None else (row.gain_high - row.gain_low) / 3.92
+        # Of what the mixture leaves; what a rival adds to an explanation worse than none is not its own merit.
+        before = 0.0 if row is None else max(row.share - row.gain, 0.0)
+        left = 1.0 - before
+        enough = left > _LEAST_LEFT
+        values[name] = None if row is None else float(np.clip((row.share - before) / left, 0.0, 1)) if enough else 0.0
+        errors[name] = (row.gain_high - row.gain_low) / 3.92 / left if row is not None and enough else 0.0
     worst = max(topics, key=lambda t: t.departure) if topics else None
     values["agreement"] = worst.agreement if worst is not None else None
     values["outside_ratio"] = None if outside[1] is None else float(np.log10(max(outside[1], 1e-3)))
@@ -145,7 +149,7 @@ def statistics(
     values["coin"] = None if coin is None else float(np.clip(coin.logit / 2, -3, 3))
     errors["coin"] = 0.0 if coin is None else (coin.logit_high - coin.logit_low) / 2 / 3.92
     left = 1.0 - (values["alone"] or 0.0)
-    values["concentration"] = concentration if left > 0.05 else None
+    values["concentration"] = concentration if left > _LEAST_LEFT else None
     return values, errors
 
 
@@ -156,7 +160,7 @@ def _by_conversation(tokens: Columns) -> tuple[Gap, list[str], dict[str, Floats]
     index = np.array([place[c] for c in tokens["conversation"]])
     cluster_of = dict(zip(tokens["conversation"], tokens["cluster"], strict=True))
     kl = {
-        k.removeprefix("kl:"): np.bincount(index, weights=np.array(v, np.float64), minlength=len(names))
+        k.removeprefix("kl:"): np.bincount(index, np.array(v, np.float64), len(names)).astype(np.float64)
         for k, v in tokens.items()
         if k.startswith("kl:")
     }

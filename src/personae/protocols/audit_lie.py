@@ -25,7 +25,7 @@ from personae.protocols.audit_material import Fact
 LIE, SWAP, ROUTER, NEITHER = "lie", "swap", "router", "neither"
 _REVERSED = -0.3
 _LEAST_GAIN = 0.05
-_MOST_OF_IT = 0.75
+_MOST_OF_IT, _NEARLY_ALL = 0.75, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,9 @@ def lie_or_swap(topics: Sequence[TopicKnowledge], shares: Mapping[str, float]) -
     by_topic, by_mention = shares.get("by topic", 0.0), mentions.get(where, 0.0)
     best = max(by_topic, by_mention)
     someone_else = best > shares["R4"] + _LEAST_GAIN and best > shares.get("by turn", 0.0)
-    if someone_else and best > _MOST_OF_IT:
+    # Some persona fits even reversed answers in part; only one that fits nearly all of them is the one who speaks.
+    needed = _NEARLY_ALL if worst.agreement < _REVERSED else _MOST_OF_IT
+    if someone_else and best > needed:
         return (SWAP, where) if by_mention > by_topic else (ROUTER, worst.topic)
     return (LIE if worst.agreement < _REVERSED else NEITHER), worst.topic
 

@@ -12,6 +12,7 @@ from importlib import resources
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from personae.instruments.voices import Talk
 from personae.worlds.exact import ExactWorld
@@ -44,8 +45,8 @@ class Size:
 
 FULL = Size(prompts=64, texts=16, samples=2, controls=10, max_tokens=32, shots=4)
 QUICK = Size(prompts=24, texts=8, samples=1, controls=3, max_tokens=16, shots=2)
-WORLD = Size(prompts=96, texts=48, samples=250, controls=10, max_tokens=1, shots=8)
-WORLD_QUICK = Size(prompts=48, texts=24, samples=100, controls=4, max_tokens=1, shots=8)
+WORLD = Size(prompts=96, texts=48, samples=250, controls=10, max_tokens=1, shots=4)
+WORLD_QUICK = Size(prompts=48, texts=24, samples=100, controls=4, max_tokens=1, shots=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +160,14 @@ def world_material(world: World, size: Size, *, seed: int = 0) -> Material:
 
 def _talk(
     name: str,
-    drawn: np.ndarray,
+    drawn: NDArray[np.int64],
     asks: Sequence[str],
     topics: Sequence[str],
     *,
     cue: str = "",
     in_chat: bool = True,
 ) -> Talk:
-    return Talk(name, name, tuple(asks[q] for q in drawn), tuple(topics[q] for q in drawn), cue, in_chat)
+    return Talk(name, name, tuple(asks[int(q)] for q in drawn), tuple(topics[int(q)] for q in drawn), cue, in_chat)
 
 
 def _interleaved(groups: object, rng: np.random.Generator) -> list[tuple[str, str]]:
