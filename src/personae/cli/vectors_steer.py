@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -23,11 +24,12 @@ from personae.instruments.steering import parse_layers
 from personae.models.activations import check_layers, require_activations
 from personae.models.catalogue import DEFAULT_MODEL, home, resolve
 from personae.models.protocol import SamplingPlan
-from personae.protocols.steering import DoseCurve, DoseMeter, dose_curve, trait_items
+from personae.protocols.steering import DoseMeter, TraitItem, dose_curve, trait_items
 from personae.protocols.vector_material import Contrast, choose_questions, contrasts
 from personae.report.text import clean
 from personae.running.progress import progress_bar
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
+from personae.tables.dose import DoseCurve
 from personae.tables.vector_arithmetic import evaluate
 
 NAME = "vectors steer"
@@ -134,7 +136,7 @@ def execute(settings: Settings) -> int:
     return 0
 
 
-def _items(bench: Workbench, contrast: Contrast, asked: tuple[str, ...], settings: Settings) -> list:
+def _items(bench: Workbench, contrast: Contrast, asked: tuple[str, ...], settings: Settings) -> list[TraitItem]:
     tokenizer = bench.model.tokenizer
     questions = choose_questions(
         texts_for(tokenizer, asked), tokenizer, n_training=N_TRAINING, n_test=settings.n_test, seed=settings.seed
@@ -142,7 +144,7 @@ def _items(bench: Workbench, contrast: Contrast, asked: tuple[str, ...], setting
     stage = Stage(bench.model, bench.renderer, home() / "transcripts", bench.space)
     plan = SamplingPlan(settings.max_tokens, seed=settings.seed)
 
-    def sampling(n: int):
+    def sampling(n: int) -> Callable[[int], None]:
         if n:
             say(f"Sampling {n} replies of '{contrast.id}' …", quiet=settings.quiet)
         return lambda _done: None

@@ -177,7 +177,8 @@ def _random_cosine(vectors: Floats, direction: Floats, rng: np.random.Generator)
 def _component(direction: Floats, share: float, centred: Floats, roles: Sequence[str]) -> Component:
     loadings = centred @ direction
     order = np.argsort(-loadings)
-    return Component(direction.astype(np.float32), float(share), {roles[i]: float(loadings[i]) for i in order})
+    by_role: dict[str, float] = {roles[int(i)]: float(loadings[int(i)]) for i in order}
+    return Component(direction.astype(np.float32), float(share), by_role)
 
 
 def _angles(vectors: Floats | NDArray[np.float32]) -> Floats:

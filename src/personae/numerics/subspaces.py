@@ -12,8 +12,6 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import subspace_angles
-from sklearn.covariance import ledoit_wolf
-from sklearn.decomposition import PCA
 
 from personae.errors import InvalidSettings, NumericsError
 from personae.numerics.clustered import cluster_index
@@ -46,6 +44,8 @@ def principal_components(rows: ArrayLike, n_components: int) -> tuple[Floats, Fl
     x = _rows(rows)
     if not 1 <= n_components <= min(len(x) - 1, x.shape[1]):
         raise InvalidSettings(f"{n_components} components cannot be had from {x.shape[0]} rows of width {x.shape[1]}.")
+    from sklearn.decomposition import PCA  # slow to import, and `--help` needs none of it
+
     fit = PCA(n_components=n_components, svd_solver="full").fit(x)
     components = np.asarray(fit.components_)
     largest = np.abs(components).argmax(axis=1)
@@ -69,6 +69,8 @@ def shrunk_covariance(rows: ArrayLike, *, shrinkage: float | None = None) -> Flo
     if len(x) < 2 or not (shrinkage is None or 0 <= shrinkage <= 1):
         raise InvalidSettings(f"{len(x)} rows with shrinkage {shrinkage}: a covariance needs two and one in [0, 1].")
     if shrinkage is None:
+        from sklearn.covariance import ledoit_wolf
+
         return np.asarray(ledoit_wolf(x)[0])
     centred = x - x.mean(axis=0)
     plain = centred.T @ centred / len(x)

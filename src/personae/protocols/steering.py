@@ -114,6 +114,11 @@ class DoseMeter:
         self._base = self._log_odds(model)
         self._fluency = self._ordinary_log_prob(model)
 
+    @property
+    def n_items(self) -> int:
+        """Questions that effects are measured on."""
+        return len(self._pairs)
+
     def measure(
         self, vector: PersonaVector, coefficient: float, layers: Sequence[int]
     ) -> tuple[NDArray[np.float64], float]:
@@ -189,7 +194,7 @@ def dose_curve(
         model.card.name,
         tuple(layers),
         tuple(doses),
-        len(effects),
+        meter.n_items,
         n_random,
         _slope(doses),
         all(b.effect >= a.effect - max(b.high - b.effect, 0.0) for a, b in itertools.pairwise(doses)),

@@ -14,7 +14,8 @@ from personae.tables.space import PersonaSpace
 
 _MAP_HEIGHT = 430
 _CURVE_HEIGHT = 250
-_HALF_LINE = 0.13  # of a standard deviation: how far a label is moved when two would lie on each other
+_LINES = 40  # of labels that fit above one another on the map
+_WIDTH = 0.6  # of a label, in standard deviations
 
 
 def map_chart(space: PersonaSpace, layout: Layout) -> str:
@@ -86,12 +87,12 @@ def cost_chart(curve: DoseCurve, layout: Layout) -> str:
 def _part_labels(rows: list[dict[str, object]]) -> None:
     """Give every label a height of its own where two points lie close, so that both can be read."""
     low, high = min(float(str(r["y"])) for r in rows), max(float(str(r["y"])) for r in rows)
-    step = max(_HALF_LINE, (high - low) / 34)
+    step = max(high - low, 1e-6) / _LINES
     placed: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda r: float(str(r["y"]))):
         x, at = float(str(row["x"])), float(str(row["y"]))
         for other_x, other_at in sorted(placed, key=lambda p: p[1]):
-            if abs(other_x - x) < 1.1 and abs(other_at - at) < step:
+            if abs(other_x - x) < _WIDTH and abs(other_at - at) < step:
                 at = other_at + step
         placed.append((x, at))
         row["at"] = at

@@ -63,25 +63,37 @@ def _value(node: ast.expr, expression: str, vectors: Mapping[str, PersonaVector]
 def _combined(
     a: PersonaVector | float, op: ast.operator, b: PersonaVector | float, expression: str
 ) -> PersonaVector | float:
-    match (a, op, b):
-        case (PersonaVector(), ast.Add(), PersonaVector()):
+    if isinstance(a, PersonaVector) and isinstance(b, PersonaVector):
+        if isinstance(op, ast.Add):
             return a + b
-        case (PersonaVector(), ast.Sub(), PersonaVector()):
+        if isinstance(op, ast.Sub):
             return a - b
-        case (float(), ast.Mult(), PersonaVector()) | (PersonaVector(), ast.Mult(), float()):
+    elif isinstance(a, float) and isinstance(b, float):
+        if (found := _of_numbers(a, op, b)) is not None:
+            return found
+    elif isinstance(a, PersonaVector) and isinstance(b, float):
+        if isinstance(op, ast.Mult):
             return a * b
-        case (PersonaVector(), ast.Div(), float()) if b:
+        if isinstance(op, ast.Div) and b:
             return a * (1 / b)
-        case (float(), ast.Add(), float()):
+    elif isinstance(a, float) and isinstance(b, PersonaVector) and isinstance(op, ast.Mult):
+        return b * a
+    raise InvalidSettings(f"'{expression}' mixes numbers and vectors in a way that has no meaning.", hint=_HINT)
+
+
+def _of_numbers(a: float, op: ast.operator, b: float) -> float | None:
+    """The four operations; None for others and for a division by 0."""
+    match op:
+        case ast.Add():
             return a + b
-        case (float(), ast.Sub(), float()):
+        case ast.Sub():
             return a - b
-        case (float(), ast.Mult(), float()):
+        case ast.Mult():
             return a * b
-        case (float(), ast.Div(), float()) if b:
+        case ast.Div() if b:
             return a / b
         case _:
-            raise InvalidSettings(f"'{expression}' mixes numbers and vectors in a way that has no meaning.", hint=_HINT)
+            return None
 
 
 def _named(name: str, vectors: Mapping[str, PersonaVector]) -> PersonaVector:
