@@ -19,11 +19,8 @@ from personae.instruments.workers import Loader, PooledModel  # noqa: E402
 from personae.models.load import load_model  # noqa: E402
 from personae.running.executor import Executor, Pool, make_executor  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+# Ray's own warnings (processes it leaves to its daemons, coming changes) are not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
