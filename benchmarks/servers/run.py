@@ -37,7 +37,7 @@ from personae.models.load import load_model
 from personae.models.protocol import SamplingPlan
 from personae.models.rendering import Renderer
 
-_READY_S = 600
+_READY_S = 3000
 
 
 def main() -> None:
@@ -66,6 +66,7 @@ def with_vllm(python: str, folder: Path, name: str, n_episodes: int, logs: Path 
     """Laws and agreement of vLLM's prompt log-probabilities, float32."""
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32"]
     command += ["--max-model-len", "1024", "--served-model-name", name, "--enforce-eager", "--seed", "0"]
+    command += ["--distributed-executor-backend", "uni"]  # no process for the only worker
     with served(command, {"VLLM_CPU_KVCACHE_SPACE": "1"}, "vllm", logs) as url:
         began = time.perf_counter()
         model = connect(f"{url}#{name}")

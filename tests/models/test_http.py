@@ -42,7 +42,6 @@ def exact() -> LanguageModel:
 def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PERSONAE_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    return
 
 
 def reach(server: Unruly, **options) -> HTTPModel:

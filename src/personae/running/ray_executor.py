@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ _LOST = (
     failures.NodeDiedError,
 )
 _STARTS = 3
+_KNOCK_S = 10.0
 _ANY = (Exception,)  # Ray has no exception of its own for a cluster that does not start
 # Read by personae and by the libraries under it; a worker on another machine keeps its own where these are unset.
 _PASSED_ON = ("PERSONAE_HOME", "HF_HUB_OFFLINE", "PERSONAE_DEBUG")
@@ -68,6 +70,7 @@ def _connect(address: str | None, workers: int | None) -> None:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": max(workers or 1, os.cpu_count() or 1)}
     else:
         options |= {"address": address}
+        _knock(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for attempt in range(_STARTS):
@@ -84,6 +87,20 @@ def _connect(address: str | None, workers: int | None) -> None:
                     "starts one here.",
                 ) from error
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for minutes; an address where nobody listens is told at once."""
+    host, _, port = address.rpartition(":")
+    if not host or "//" in host or not port.isdigit():
+        return  # "auto", or Ray's own scheme
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise BackendError(
+            f"the Ray cluster {address} cannot be used: nobody listens there ({error}).",
+            hint="Is it running (`ray status`)? The port is that of its head, usually 6379.",
+        ) from error
 
 
 class _Actor:

@@ -36,7 +36,6 @@ def server_of(script: Script, patience: Patience = QUICK) -> Server:
 def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PERSONAE_API_KEY", "OPENAI_API_KEY", "PERSONAE_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
-    return
 
 
 def good(**more: object) -> httpx.Response:
