@@ -72,7 +72,9 @@ def command(
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and shorter replies: wider intervals.")] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="Conversations from every prompt.")] = 1,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a reply. Default: 24.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a reply. Default: 20, or 16 with --quick.")
+    ] = None,
     eta: Annotated[
         float | None, typer.Option(help="Power on the likelihood. Default: as calibrated, else 0.25; 1 in a world.")
     ] = None,
