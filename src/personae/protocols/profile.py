@@ -141,7 +141,7 @@ def profile(
     test = topic_test(
         heard.log_likelihood,
         mix.fit.responsibilities,
-        mix.fit.mode,
+        mix.weight,
         topic=listened.topic,
         prompt=listened.prompt,
         eta=settings.eta,
@@ -257,7 +257,7 @@ def _self_description(
     if own is None or test.p is None or not others.any():
         return None
     # Shrunk towards all conversations like the topic itself, or the two would differ by their priors alone.
-    centre = np.maximum(mix.fit.mode, 1e-6)
+    centre = np.maximum(mix.weight, 1e-6)
     rest = fit_mixture(
         listened.heard.log_likelihood[others],
         np.log(centre / centre.sum()),
