@@ -33,7 +33,7 @@ from personae.models.catalogue import home
 from personae.models.protocol import SamplingPlan
 from personae.protocols.beliefs import CAST_LEVELS, CastBeliefs, WorldBeliefs
 from personae.protocols.first_words import MOST_PROMPTS, diagnostic, read_first_words, white_box
-from personae.protocols.profile import Listened, ProfileSettings, listen, profile, versus
+from personae.protocols.profile import DEFAULT_FDR, Listened, ProfileSettings, listen, profile, versus
 from personae.protocols.profile_limits import with_limits
 from personae.protocols.reach import BeliefReader, reach
 from personae.running.progress import progress_bar
@@ -78,7 +78,7 @@ def command(
     eta: Annotated[
         float | None, typer.Option(help="Power on the likelihood. Default: as calibrated, else 0.25; 1 in a world.")
     ] = None,
-    fdr: Annotated[float, typer.Option(help="False discovery rate of what moved.")] = 0.05,
+    fdr: Annotated[float, typer.Option(help="False discovery rate of what moved.")] = DEFAULT_FDR,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask at most this many prompts, spread over topics.")] = None,
     out: opt.Out = None,
     seed: opt.Seed = 0,
