@@ -17,7 +17,7 @@ from personae.instruments.judging import Judge
 from personae.protocols.first_words import FirstWords
 from personae.protocols.profile import Listened
 from personae.protocols.reach import RawBelief
-from personae.report.profile_page import finding
+from personae.report.profile_finding import finding
 from personae.report.text import clean, number, percent
 from personae.running.run import write_table, write_text
 from personae.tables.persona_profile import PersonaShare, Profile

@@ -190,8 +190,9 @@ class CastJudge:
 class WorldJudge:
     """A truth world's personas in closed form.
 
-    The background gives every answer alike: what is expected of a stranger of whom nothing is known (the mean of a
-    Dirichlet(1) table). A world's base model would not do: it is a mixture of the personas, so the two could trade.
+    The background is a stranger of whom nothing is known but that it has a table of answers of its own, Dirichlet(1):
+    every first answer alike, one given before likelier the second time (Polya's urn). A world's base model would not
+    do: it is a mixture of the personas, so the two could trade.
 
     Args:
         exact: The world before post-training.
@@ -234,6 +235,8 @@ class WorldJudge:
         place = {g: i for i, g in enumerate(dict.fromkeys(e.group for e in episodes))}
         n, k = len(place), len(self._theta)
         said, tokens = np.zeros((n, k)), np.zeros(n, np.int64)
+        strange = np.zeros(n)
+        urn: dict[tuple[int, int], NDArray[np.int64]] = {}  # answers so far, by conversation and question
         n_foreign = 0
         for episode in episodes:
             found = self._answer(episode)
@@ -243,14 +246,16 @@ class WorldJudge:
             row = place[episode.group]
             said[row] += np.log(self._theta[:, found[0], found[1]])
             tokens[row] += 1
-        background = -tokens * np.log(self._exact.language.n_answers)
+            before = urn.setdefault((row, found[0]), np.zeros(self._theta.shape[2], np.int64))
+            strange[row] += np.log((1 + before[found[1]]) / (len(before) + before.sum()))
+            before[found[1]] += 1
         ids = [c.id for c in self.components]
         ratios = np.zeros((n, len(self.traits)))
         for r, t in enumerate(self.traits):
             pos, neg = ([ids.index(i) for i in side] for side in (t.components_pos, t.components_neg))
             ratios[:, r] = np.asarray(logsumexp(said[:, pos], axis=1)) - np.asarray(logsumexp(said[:, neg], axis=1))
         notes = (f"{n_foreign} replies were no answers to their question and count for nobody.",) if n_foreign else ()
-        return Heard(tuple(place), np.column_stack([said, background]), ratios, tokens, notes)
+        return Heard(tuple(place), np.column_stack([said, strange]), ratios, tokens, notes)
 
     def first_words(self, dialogue: Dialogue, *, advance: Callable[[int], None]) -> Floats | None:
         """Log-probabilities of every word as the answer to the last question, under every component."""

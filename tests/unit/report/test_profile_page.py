@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from personae.report.profile_page import finding, render_card, render_profile
+from personae.report.profile_finding import finding
+from personae.report.profile_page import render_card, render_profile
 from personae.tables.persona_profile import (
     Move,
     PersonaShare,

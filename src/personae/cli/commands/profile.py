@@ -33,7 +33,7 @@ from personae.models.catalogue import home
 from personae.models.protocol import SamplingPlan
 from personae.protocols.beliefs import CAST_LEVELS, CastBeliefs, WorldBeliefs
 from personae.protocols.first_words import MOST_PROMPTS, diagnostic, read_first_words, white_box
-from personae.protocols.profile import Listened, ProfileSettings, listen, profile, versus
+from personae.protocols.profile import DEFAULT_FDR, Listened, ProfileSettings, listen, profile, versus
 from personae.protocols.profile_limits import with_limits
 from personae.protocols.reach import BeliefReader, reach
 from personae.running.progress import progress_bar
@@ -72,11 +72,13 @@ def command(
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and shorter replies: wider intervals.")] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="Conversations from every prompt.")] = 1,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a reply. Default: 24.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a reply. Default: 20, or 16 with --quick.")
+    ] = None,
     eta: Annotated[
         float | None, typer.Option(help="Power on the likelihood. Default: as calibrated, else 0.25; 1 in a world.")
     ] = None,
-    fdr: Annotated[float, typer.Option(help="False discovery rate of what moved.")] = 0.05,
+    fdr: Annotated[float, typer.Option(help="False discovery rate of what moved.")] = DEFAULT_FDR,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask at most this many prompts, spread over topics.")] = None,
     out: opt.Out = None,
     seed: opt.Seed = 0,
