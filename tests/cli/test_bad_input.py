@@ -153,8 +153,6 @@ def test_a_reference_that_is_too_small(screen, data_file: Path, tmp_path: Path) 
         ("none.gguf", ["there is no file 'none.gguf'", "Check the path."]),
         (".", ["the folder '.' holds no config.json", "saved by transformers"]),
         ("nobody/nothing", ["there is no model 'nobody/nothing' here", "Check the name and the connection"]),
-        ("http://localhost:1/v1", ["no backend for 'http:'", "It can use an embedded model"]),
-        ("https://localhost:1/v1", ["no backend for 'https:'"]),
         ("world:coins", ["there is no world 'world:coins'", "personaworld"]),
         ("world:tiny", ["has not been trained yet", "personae world train tiny"]),
         ("vllm:x", ["no backend for 'vllm:'"]),
@@ -166,6 +164,12 @@ def test_models_that_are_not_there(personae, data_file: Path, name: str, words: 
         assert (outcome.status, outcome.out) == (2, "")
         for word in words:
             assert word in outcome.err
+
+
+def test_server_that_is_not_there(personae, data_file: Path) -> None:
+    outcome = personae("score", data_file, "--model", "http://localhost:1/v1#m")
+    assert (outcome.status, outcome.out) == (3, "")
+    assert "the connection failed" in outcome.err
 
 
 def damage_weights(folder: Path) -> None:

@@ -96,7 +96,7 @@ def fit_mixture(
     eta: float = DEFAULT_ETA,
     concentration: float | None = None,
     sweeps: int = 2000,
-    burn_in: int = 400,
+    burn_in: int | None = None,
     level: float = 0.9,
     restarts: int = 1,
     seed: int = 0,
@@ -110,7 +110,7 @@ def fit_mixture(
         concentration: Total prior mass of the Dirichlet, in conversations; see `default_concentration`.
         sweeps: Gibbs sweeps. Draws of like components follow one another slowly, and the ends of an interval are read
             from its tails: with 600 sweeps intervals hold the truth two points less often than with 2,000.
-        burn_in: Sweeps dropped at the start, which is the mode.
+        burn_in: Sweeps dropped at the start, which is the mode; None: a fifth of them.
         level: Mass of the equal-tailed intervals.
         restarts: Further starts of EM, to check that they agree.
         seed: Of restarts and sampler.
@@ -128,7 +128,8 @@ def fit_mixture(
     mode = maximise(passes, alpha, alpha / alpha.sum())
     others = [maximise(passes, alpha, rng.dirichlet(np.ones(k))) for _ in range(restarts if n else 0)]
     gap = max((float(np.abs(other - mode).max()) for other in others), default=0.0)
-    draws = sample_weights(passes, alpha, mode, sweeps=sweeps, burn_in=burn_in, rng=rng)
+    dropped = sweeps // 5 if burn_in is None else burn_in
+    draws = sample_weights(passes, alpha, mode, sweeps=sweeps, burn_in=dropped, rng=rng)
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     rho = _responsibilities(log_likelihood, eta, mode)

@@ -43,5 +43,5 @@ def _pole(log_theta: np.ndarray, log_prior: np.ndarray, has: np.ndarray) -> np.n
     log_w = log_prior[has]
     if np.isneginf(log_w).all():  # a pole that the frame leaves out is still a pole
         log_w = np.zeros(len(log_w))
-    log_w = log_w - logsumexp(log_w)
+    log_w = log_w - np.asarray(logsumexp(log_w))
     return np.asarray(logsumexp(log_w[:, None, None] + log_theta[has], axis=0))
