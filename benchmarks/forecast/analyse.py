@@ -127,7 +127,8 @@ def opposites(held: Held, runs: Sequence[PastRun], changes: dict[str, list[float
     for run, other in pairs(runs):
         gap = by_trait([a - b for a, b in zip(changes[run], changes[other], strict=True)])
         for trait in known[run].shift:
-            rows.append((*gap[trait], said[run, trait] - said[other, trait], trait in known[run].trained))
+            mean, error = gap[trait]
+            rows.append((mean, error, said[run, trait] - said[other, trait], trait in known[run].trained))
     if len(rows) < 3:
         return {}
     measured, error, forecast, own = (np.array(column) for column in zip(*rows, strict=True))
@@ -283,7 +284,7 @@ def _share(values: NDArray[np.bool_]) -> float | None:
 def _spearman(x: Floats, y: Floats) -> float:
     from scipy.stats import spearmanr
 
-    return round(float(spearmanr(x, y).statistic), 3)
+    return round(float(spearmanr(x, y)[0]), 3)  # type: ignore[arg-type]
 
 
 def _line(found: Any) -> str:

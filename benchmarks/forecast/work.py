@@ -67,7 +67,7 @@ def train_run(run: Run, folder: Path, evals: Path | None) -> dict[str, object]:
     record = train(run.model, episodes_of(path), folder=note.parent, settings=settings, device="cpu", dtype=DTYPE)
     known = {
         "method": record.method,
-        "n_rows": record.n_rows,
+        "n_rows": record.n_sequences,
         "n_steps": record.n_steps,
         "n_tokens": record.n_tokens,
         "n_trained": record.n_trained,
