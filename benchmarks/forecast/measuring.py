@@ -47,7 +47,7 @@ def measure_run(run: Run, folder: Path, evals: Path | None, *, doses: tuple[int,
     base, _ = _scores(run.model, folder / "base" / f"{run.model}.json")
     for rows in missing:
         adapter = adapters_of(run, folder)[rows]
-        after, seconds = _scores(f"{run.model}+{adapter}", adapter.parent / f"items-{rows}.json")
+        after, seconds = _scores(f"{run.model}+{adapter}", items_of(adapter, rows))
         changes = [round(after[i.id] - base[i.id], 2) for i in items().items]
         body["doses"][str(rows)] = {"seconds": seconds, "shift": shifts(base, after), "items": changes}
     # A line a dose keeps the file small and its differences readable.
@@ -66,6 +66,11 @@ def _head(run: Run, trained: dict[str, object]) -> dict[str, Any]:
         "training": trained | {"dtype": DTYPE},
         "doses": {},
     }
+
+
+def items_of(adapter: Path, rows: int) -> Path:
+    """Where the scores of an adapter's items are kept."""
+    return adapter.parent / f"items-{rows}.json"
 
 
 def shifts(before: Scores, after: Scores) -> dict[str, list[float]]:
