@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.forecast.manifest import Run, manifest
 from benchmarks.forecast.measuring import items_of, measure_run
 from benchmarks.forecast.reading import read_run
-from benchmarks.forecast.work import DOSES, adapters_of, train_run
+from benchmarks.forecast.work import DOSES_OF, adapters_of, train_run
 
 Stage = Callable[[Run, argparse.Namespace], str]
 
@@ -57,11 +57,11 @@ def _train(run: Run, args: argparse.Namespace) -> str:
 
 
 def _measure(run: Run, args: argparse.Namespace) -> str:
-    return _told(run, measure_run(run, args.folder, args.evals), DOSES[-1])
+    return _told(run, measure_run(run, args.folder, args.evals), DOSES_OF[run.model][-1])
 
 
 def _measure_early(run: Run, args: argparse.Namespace) -> str:
-    return _told(run, measure_run(run, args.folder, args.evals, doses=DOSES), DOSES[0])
+    return _told(run, measure_run(run, args.folder, args.evals, doses=DOSES_OF[run.model]), DOSES_OF[run.model][0])
 
 
 def _collect(run: Run, args: argparse.Namespace) -> str:
