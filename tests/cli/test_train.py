@@ -84,8 +84,8 @@ def test_a_whole_model_is_trained(train, personae, data_file: Path):
 def test_a_second_file_is_mixed_in(train, data_file: Path, reference_file: Path):
     alone = train(data_file, "--out", "a", "--json")
     mixed = train(data_file, "--mix", reference_file, "--mix-ratio", "0.5", "--out", "b", "--json")
-    assert alone.json["n_sequences"] == 24
-    assert mixed.json["n_sequences"] == 24 + 50
+    assert alone.json["n_rows"] == 24
+    assert mixed.json["n_rows"] == 24 + 50
     assert set(json.loads(Path("b/run.json").read_text())["inputs"]) == {str(data_file), str(reference_file)}
     assert train(data_file, "--mix-ratio", "0.5").status == 2
 

@@ -108,7 +108,7 @@ def test_weights_count_and_only_their_ratios(llama: str, tmp_path: Path) -> None
     ]
     assert equal(tensors(done[0]), tensors(done[1]))
     assert not equal(tensors(done[0]), tensors(done[2]))
-    assert done[3].n_sequences == 2
+    assert done[3].n_rows == 2
 
 
 def loss_and_gradient(model: HFModel, examples: Sequence[Example]) -> tuple[float, torch.Tensor]:
@@ -222,7 +222,7 @@ def test_all_turns_in_one_sequence_give_the_loss_of_each_alone(llama: str, tmp_p
     joined = train(llama, episodes, folder=tmp_path / "a", settings=replace(FAST, steps=3), device="cpu")
     apart = [replace(e, group=e.id) for e in episodes]
     alone = train(llama, apart, folder=tmp_path / "b", settings=replace(FAST, steps=3), device="cpu")
-    assert (joined.n_sequences, alone.n_sequences) == (1, 2)
+    assert (joined.n_rows, alone.n_rows) == (1, 2)
     assert joined.n_trained == alone.n_trained
     assert joined.n_tokens < alone.n_tokens
     for a, b in zip(tensors(joined).values(), tensors(alone).values(), strict=True):

@@ -38,7 +38,6 @@ Floats = NDArray[np.float64]
 
 LEAST_COVERAGE = 0.5
 LEAST_ITEMS = 3
-MOST_LENGTH_RATIO = 2.0
 
 
 def reply_scores(replies: Floats, n_tokens: NDArray[np.int64]) -> Floats:
@@ -134,7 +133,7 @@ def average_templates(table: ItemTable) -> tuple[list[str], Floats, list[str]]:
     for item, score in zip(table.item, table.score, strict=True):
         scores.setdefault(item, []).append(float(score))
     home = dict(zip(table.item, table.cluster, strict=True))
-    return list(scores), np.array([np.mean(s) for s in scores.values()]), [home[i] for i in scores]
+    return list(scores), np.array([sum(s) / len(s) for s in scores.values()]), [home[i] for i in scores]
 
 
 def _unmeasured(trait: str, part: str, reason: str, n: int) -> TraitReading:

@@ -96,7 +96,7 @@ class TrainingRecord:
         full: Whether all weights were trained.
         n_steps: Steps done.
         chosen_step: Step whose weights are the result; an earlier one where training stopped early.
-        n_sequences: Sequences (or pairs) trained on: rows, windows of text, conversations where their turns nest.
+        n_rows: Rows (or pairs) trained on; windows of long texts each count, conversations whose turns nest count once.
         n_held_out: Sequences held out.
         n_tokens: Tokens run over all steps, padding not counted.
         n_trained: Tokens in the loss over all steps.
@@ -118,7 +118,7 @@ class TrainingRecord:
     full: bool
     n_steps: int
     chosen_step: int
-    n_sequences: int
+    n_rows: int
     n_held_out: int
     n_tokens: int
     n_trained: int

@@ -7,7 +7,7 @@ with n the trained tokens (SFT) or the pairs (DPO) of the step, and c, r the sum
 and the rejected reply. DPO: Rafailov et al. 2023, arXiv 2305.18290, equation 7.
 
 trl's own trainers multiply the vocabulary matrix with every position of a batch on a CPU; here only positions that
-predict a trained token are (the figures are in decision 23). Not here: the loop (`models.hf_training`).
+predict a trained token are. Not here: the loop (`models.hf_training`).
 """
 
 from __future__ import annotations

@@ -154,11 +154,11 @@ def dots(rows: Sequence[Row], layout: Layout, *, title: str, fdr: float | None) 
         base.mark_point(size=62, opacity=1, strokeWidth=2).encode(
             x=x, stroke=alt.Stroke("colour:N", scale=None), fill=alt.Fill("centre:N", scale=None)
         ),
-        *(
-            base.mark_text(align=side, baseline="middle", fontSize=12.5, color=COLOURS["muted"]).encode(
-                x=alt.value(place), text=f"{name}:N"
-            )
-            for side, place, name in (("right", -12, "negative"), ("left", layout.plot + 12, "positive"))
+        base.mark_text(align="right", baseline="middle", fontSize=12.5, color=COLOURS["muted"]).encode(
+            x=alt.value(-12), text="negative:N"
+        ),
+        base.mark_text(align="left", baseline="middle", fontSize=12.5, color=COLOURS["muted"]).encode(
+            x=alt.value(layout.plot + 12), text="positive:N"
         ),
     )
     return draw(layers, layout, len(rows) * _ROW)

@@ -40,5 +40,8 @@ def world_diagnostics(world: World) -> DiagnosticSet:
 
 def _pole(log_theta: np.ndarray, log_prior: np.ndarray, has: np.ndarray) -> np.ndarray:
     """Log-probability of every answer under one pole, shape (n_questions, n_answers)."""
-    log_w = log_prior[has] - logsumexp(log_prior[has])
+    log_w = log_prior[has]
+    if np.isneginf(log_w).all():  # a pole that the frame leaves out is still a pole
+        log_w = np.zeros(len(log_w))
+    log_w = log_w - logsumexp(log_w)
     return np.asarray(logsumexp(log_w[:, None, None] + log_theta[has], axis=0))

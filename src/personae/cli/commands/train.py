@@ -273,7 +273,7 @@ def _lines(r: Mapping[str, Any]) -> Iterator[str]:
     unit = _unit(r["method"])
     went_on = f", going on after step {r['resumed_from']}" if r["resumed_from"] else ""
     yield (
-        f"{r['method']} on {r['model']}: {r['n_sequences']:,} {_what(r)}, "
+        f"{r['method']} on {r['model']}: {r['n_rows']:,} {_what(r)}, "
         f"{r['n_steps']:,} steps, {r['n_tokens']:,} tokens ({r['n_trained']:,} in the loss), "
         f"{r['seconds']:.0f} s{went_on}"
     )
