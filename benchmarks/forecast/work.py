@@ -73,10 +73,11 @@ def train_run(run: Run, folder: Path, evals: Path | None) -> dict[str, object]:
     started = time.perf_counter()
     path = data_of(run, folder, evals)
     settings = settings_of(run)
-    record = train(run.model, episodes_of(path), folder=note.parent, settings=settings, device="cpu", dtype=DTYPE)
+    episodes = episodes_of(path)
+    record = train(run.model, episodes, folder=note.parent, settings=settings, device="cpu", dtype=DTYPE)
     known = {
         "method": record.method,
-        "n_rows": record.n_sequences,
+        "n_rows": record.n_rows,
         "n_steps": record.n_steps,
         "n_tokens": record.n_tokens,
         "n_trained": record.n_trained,

@@ -25,6 +25,7 @@ from personae.inference.common_mode import (
     cells_of,
     fit_common_mode,
 )
+from personae.instruments.forecast_ensemble import read_ensemble
 from personae.instruments.forecast_geometry import read_centroid, read_gradient, read_gradient_sgd, read_projection
 from personae.instruments.forecast_readers import (
     read_em_flow,
@@ -95,6 +96,7 @@ FORECASTERS: dict[str, Method] = {
         read_gradient, FORM_FEATURES, True, "first optimiser steps, to first order (Adam's direction)", True
     ),
     "gradient_sgd": Method(read_gradient_sgd, FORM_FEATURES, True, "the same along the plain gradient", True),
+    "ensemble": Method(read_ensemble, FORM_FEATURES, True, "gradient, centroid and wording together", True),
     "pilot": Method(
         read_pilot, FORM_FEATURES, True, "the shift after at most a tenth of the training", needs_pilot=True
     ),
