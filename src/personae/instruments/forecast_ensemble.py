@@ -21,7 +21,7 @@ from personae.tables.trait_forecast import Cost, ForecastReading
 Floats = NDArray[np.float64]
 
 # The gradient's is for a learning rate of 1, to which it is proportional.
-TYPICAL = {"gradient": 93.0, "centroid": 0.125, "lexical": 0.00266}
+TYPICAL = {"gradient": 93.0, "centroid": 0.43, "lexical": 0.00266}
 PARTS = tuple(TYPICAL)
 
 
