@@ -215,7 +215,7 @@ def comparisons(default: str, held: dict[str, Held]) -> list[dict[str, Any]]:
     return made
 
 
-def shuffled(name: str, runs: Sequence[PastRun], n: int = 200) -> dict[str, float]:
+def shuffled(name: str, runs: Sequence[PastRun], n: int = 200) -> dict[str, float | None]:
     """Two nulls for any reading, net of traits' means: another file's readings, and another trait's direction.
 
     The second is what 2507.21509 fails in its replication: directions of other traits, which keep the files' geometry.
@@ -225,10 +225,13 @@ def shuffled(name: str, runs: Sequence[PastRun], n: int = 200) -> dict[str, floa
     shift = np.array([list(r.shift.values()) for r in runs])
     score, shift = score - score.mean(axis=0), shift - shift.mean(axis=0)
     observed = _spearman(score.ravel(), shift.ravel())
+    if observed is None:
+        return {"observed": None}
     files = [_spearman(score[rng.permutation(len(runs))].ravel(), shift.ravel()) for _ in range(n)]
     others = [_spearman(score[:, rng.permutation(score.shape[1])].ravel(), shift.ravel()) for _ in range(n)]
-    made: dict[str, float] = {"observed": observed}
-    for label, drawn in (("files", files), ("traits", others)):
+    made: dict[str, float | None] = {"observed": observed}
+    for label, found in (("files", files), ("traits", others)):
+        drawn = [d for d in found if d is not None]
         made[f"{label}_median"] = round(float(np.median(drawn)), 3)
         made[f"{label}_97.5"] = round(float(np.quantile(drawn, 0.975)), 3)
         made[f"{label}_p"] = round((1 + sum(d >= observed for d in drawn)) / (1 + n), 4)
@@ -302,9 +305,12 @@ def _share(values: NDArray[np.bool_]) -> float | None:
     return round(float(values.mean()), 3) if len(values) else None
 
 
-def _spearman(x: Floats, y: Floats) -> float:
+def _spearman(x: Floats, y: Floats) -> float | None:
+    """None where one of them is the same everywhere."""
     from scipy.stats import spearmanr
 
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
     return round(float(spearmanr(x, y)[0]), 3)  # type: ignore[arg-type]
 
 
