@@ -40,7 +40,7 @@ from personae.instruments.forecasting import ForecastJob
 from personae.tables.run_registry import FORM_FEATURES, PastRun, RunForm, RunRegistry
 from personae.tables.trait_forecast import CALIBRATED_UNIT, Cost, ForecastReading, TraitForecast
 
-DEFAULT_FORECASTER = "gradient"
+DEFAULT_FORECASTER = "ensemble"
 SHARED_FAMILY = "\0new"
 
 
@@ -200,6 +200,9 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
         return _uncalibrated(reading, len(mine))
     model = fitted(reading.forecaster, mine.runs)
     n = len(reading.traits)
+    # Beyond the forms seen a straight line knows nothing: the nearest one stands in, and a note says so.
+    seen = np.stack([r.form.features() for r in mine.runs])
+    within = np.clip(form.features(), seen.min(axis=0), seen.max(axis=0))
     said = model.predict(
         Cells(
             ("\0new",) * n,
@@ -208,7 +211,7 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
             np.full(n, np.nan),
             np.zeros(n),
             reading.score,
-            np.tile(form.features(), (n, 1)),
+            np.tile(within, (n, 1)),
         )
     )
     return TraitForecast(
@@ -220,7 +223,7 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
         high=said.mean + Z90 * said.sd,
         unit=CALIBRATED_UNIT,
         cost_seconds=reading.cost.seconds,
-        notes=(*reading.notes, *_notes(reading, mine)),
+        notes=(*reading.notes, *_notes(reading, mine), *_beyond(form, within)),
         common=said.common,
         cost=reading.cost,
         calibration={
@@ -230,6 +233,16 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
             "sources": sorted({r.source for r in mine.runs}),
         },
     )
+
+
+def _beyond(form: RunForm, within: np.ndarray) -> list[str]:
+    """A note on features of the form that no past run comes near."""
+    off = np.abs(form.features() - within) > 0.1
+    names = [n for n, o in zip(FORM_FEATURES, off, strict=True) if o]
+    if not names:
+        return []
+    said = f"No past run is like this one in {', '.join(names)}: directions hold better than sizes."
+    return [said]
 
 
 def _uncalibrated(reading: ForecastReading, n_runs: int) -> TraitForecast:
