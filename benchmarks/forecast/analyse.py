@@ -50,9 +50,11 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=list(FORECASTERS))
     parser.add_argument("--default", default=DEFAULT_FORECASTER, help="the forecaster that the others are compared to")
     parser.add_argument("--traits", nargs="+", help="only cells of these traits, for readers of some traits only")
+    parser.add_argument("--needs", help="only runs whose file was read by this forecaster")
     parser.add_argument("--folder", type=Path, help="the benchmark's folder, for the null of random directions")
     args = parser.parse_args()
     runs = past_runs(model=args.model, dose=args.dose or None)
+    runs = [r for r in runs if args.needs is None or args.needs in r.readings]
     if args.traits:
         runs = [_on(r, args.traits) for r in runs]
     names = [

@@ -99,7 +99,11 @@ def _rounded(run: PastRun) -> PastRun:
         run,
         shift={t: round(v, 3) for t, v in run.shift.items()},
         se={t: round(v, 3) for t, v in run.se.items()},
-        readings={n: {t: float(f"{v:.4g}") for t, v in r.items()} for n, r in run.readings.items()},
+        readings={
+            n: {t: float(f"{v:.3g}") for t, v in r.items()}
+            for n, r in run.readings.items()
+            if n in ("ensemble", *PARTS) and set(run.shift) <= set(r)
+        },
     )
 
 
