@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,19 @@ def main() -> None:
     parser.add_argument("--dose", type=int, default=DOSES[-1], help="rows seen; 0 for all doses together")
     parser.add_argument("--names", nargs="+", default=list(FORECASTERS))
     parser.add_argument("--default", default=DEFAULT_FORECASTER, help="the forecaster that the others are compared to")
+    parser.add_argument("--traits", nargs="+", help="only cells of these traits, for readers of some traits only")
+    parser.add_argument("--needs", help="only runs whose file was read by this forecaster")
     parser.add_argument("--folder", type=Path, help="the benchmark's folder, for the null of random directions")
     args = parser.parse_args()
     runs = past_runs(model=args.model, dose=args.dose or None)
-    names = [n for n in args.names if not method_named(n).uses_score or all(n in r.readings for r in runs)]
+    runs = [r for r in runs if args.needs is None or args.needs in r.readings]
+    if args.traits:
+        runs = [_on(r, args.traits) for r in runs]
+    names = [
+        n
+        for n in args.names
+        if not method_named(n).uses_score or all(set(r.shift) <= set(r.readings.get(n, ())) for r in runs)
+    ]
     changes = item_changes()
     held: dict[str, Held] = {}
     for name in names:
@@ -70,12 +79,15 @@ def main() -> None:
         "against_opposite": {n: opposites(h, runs, changes) for n, h in held.items()},
         "raw_readings": {n: raw(n, runs) for n in names if method_named(n).uses_score},
         "comparisons": comparisons(args.default, held),
-        "shuffled_families": shuffled(args.default, runs) if args.default in names else None,
+        "nulls": {n: shuffled(n, runs) for n in names if method_named(n).uses_score},
         "random_directions": directions_null(args.folder, runs) if args.folder else None,
         "cost": costs(runs, names),
         "movements": movements(runs),
     }
-    print(json.dumps(body["counts"]), write_result(f"forecast-{args.model}-{args.dose or 'all'}", body))
+    print(
+        json.dumps(body["counts"]),
+        write_result(f"forecast-{args.model}-{args.dose or 'all'}{'-some' if args.traits else ''}", body),
+    )
 
 
 def hold(name: str, runs: Sequence[PastRun]) -> Held:
@@ -85,6 +97,13 @@ def hold(name: str, runs: Sequence[PastRun]) -> Held:
     return leave_one_family_out(
         cells, uses_score=method.uses_score, uses_form=method.form, trained=trained_cells(cells, runs)
     )
+
+
+def _on(run: PastRun, traits: Sequence[str]) -> PastRun:
+    """A run as far as it concerns some traits."""
+    kept = {n: {t: v for t, v in r.items() if t in traits} for n, r in run.readings.items()}
+    shift, se = ({t: d[t] for t in d if t in traits} for d in (run.shift, run.se))
+    return replace(run, shift=shift, se=se, readings=kept)
 
 
 def counts(runs: Sequence[PastRun]) -> dict[str, int]:
@@ -127,7 +146,8 @@ def opposites(held: Held, runs: Sequence[PastRun], changes: dict[str, list[float
     for run, other in pairs(runs):
         gap = by_trait([a - b for a, b in zip(changes[run], changes[other], strict=True)])
         for trait in known[run].shift:
-            rows.append((*gap[trait], said[run, trait] - said[other, trait], trait in known[run].trained))
+            mean, error = gap[trait]
+            rows.append((mean, error, said[run, trait] - said[other, trait], trait in known[run].trained))
     if len(rows) < 3:
         return {}
     measured, error, forecast, own = (np.array(column) for column in zip(*rows, strict=True))
@@ -197,20 +217,27 @@ def comparisons(default: str, held: dict[str, Held]) -> list[dict[str, Any]]:
     return made
 
 
-def shuffled(name: str, runs: Sequence[PastRun], n: int = 200) -> dict[str, float]:
-    """A null for any reading: each family given another's readings, as they are and net of traits' means."""
+def shuffled(name: str, runs: Sequence[PastRun], n: int = 200) -> dict[str, float | None]:
+    """Two nulls for any reading, net of traits' means: another file's readings, and another trait's direction.
+
+    The second is what 2507.21509 fails in its replication: directions of other traits, which keep the files' geometry.
+    """
     rng = np.random.default_rng(0)
     score = np.array([[r.readings[name][t] for t in r.shift] for r in runs])
     shift = np.array([list(r.shift.values()) for r in runs])
     score, shift = score - score.mean(axis=0), shift - shift.mean(axis=0)
     observed = _spearman(score.ravel(), shift.ravel())
-    drawn = [_spearman(score[rng.permutation(len(runs))].ravel(), shift.ravel()) for _ in range(n)]
-    return {
-        "observed": observed,
-        "null_median": round(float(np.median(drawn)), 3),
-        "null_97.5": round(float(np.quantile(drawn, 0.975)), 3),
-        "p": round((1 + sum(d >= observed for d in drawn)) / (1 + n), 4),
-    }
+    if observed is None:
+        return {"observed": None}
+    files = [_spearman(score[rng.permutation(len(runs))].ravel(), shift.ravel()) for _ in range(n)]
+    others = [_spearman(score[:, rng.permutation(score.shape[1])].ravel(), shift.ravel()) for _ in range(n)]
+    made: dict[str, float | None] = {"observed": observed}
+    for label, found in (("files", files), ("traits", others)):
+        drawn = [d for d in found if d is not None]
+        made[f"{label}_median"] = round(float(np.median(drawn)), 3)
+        made[f"{label}_97.5"] = round(float(np.quantile(drawn, 0.975)), 3)
+        made[f"{label}_p"] = round((1 + sum(d >= observed for d in drawn)) / (1 + n), 4)
+    return made
 
 
 def directions_null(folder: Path, runs: Sequence[PastRun]) -> dict[str, Any] | None:
@@ -280,10 +307,13 @@ def _share(values: NDArray[np.bool_]) -> float | None:
     return round(float(values.mean()), 3) if len(values) else None
 
 
-def _spearman(x: Floats, y: Floats) -> float:
+def _spearman(x: Floats, y: Floats) -> float | None:
+    """None where one of them is the same everywhere."""
     from scipy.stats import spearmanr
 
-    return round(float(spearmanr(x, y).statistic), 3)
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return round(float(spearmanr(x, y)[0]), 3)  # type: ignore[arg-type]
 
 
 def _line(found: Any) -> str:

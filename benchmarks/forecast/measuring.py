@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.environment import RESULTS
 from benchmarks.forecast.manifest import Run
-from benchmarks.forecast.work import DOSES, DTYPE, adapters_of, train_run
+from benchmarks.forecast.work import DOSES_OF, DTYPE, adapters_of, train_run
 from personae.domain.diagnostic import DiagnosticSet
 from personae.files.diagnostics import load_diagnostics
 from personae.models.load import load_model
@@ -37,17 +37,17 @@ def items() -> DiagnosticSet:
     return load_diagnostics("core").select(kinds=("reply",), split=SPLIT)
 
 
-def measure_run(run: Run, folder: Path, evals: Path | None, *, doses: tuple[int, ...] = DOSES[-1:]) -> dict[str, Any]:
-    """Measure the given doses unless that is done, and store the shifts; gives all that is stored."""
+def measure_run(run: Run, folder: Path, evals: Path | None, *, doses: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Measure the given doses (none: the last) unless that is done, and store the shifts; gives all that is stored."""
     target = STORED / f"{run.id}.json"
     body = json.loads(target.read_text()) if target.is_file() else _head(run, train_run(run, folder, evals))
-    missing = [rows for rows in doses if str(rows) not in body["doses"]]
+    missing = [rows for rows in doses or DOSES_OF[run.model][-1:] if str(rows) not in body["doses"]]
     if not missing:
         return body
     base, _ = _scores(run.model, folder / "base" / f"{run.model}.json")
     for rows in missing:
         adapter = adapters_of(run, folder)[rows]
-        after, seconds = _scores(f"{run.model}+{adapter}", adapter.parent / f"items-{rows}.json")
+        after, seconds = _scores(f"{run.model}+{adapter}", items_of(adapter, rows))
         changes = [round(after[i.id] - base[i.id], 2) for i in items().items]
         body["doses"][str(rows)] = {"seconds": seconds, "shift": shifts(base, after), "items": changes}
     # A line a dose keeps the file small and its differences readable.
@@ -66,6 +66,11 @@ def _head(run: Run, trained: dict[str, object]) -> dict[str, Any]:
         "training": trained | {"dtype": DTYPE},
         "doses": {},
     }
+
+
+def items_of(adapter: Path, rows: int) -> Path:
+    """Where the scores of an adapter's items are kept."""
+    return adapter.parent / f"items-{rows}.json"
 
 
 def shifts(before: Scores, after: Scores) -> dict[str, list[float]]:

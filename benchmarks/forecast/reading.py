@@ -43,6 +43,11 @@ MOST_ROWS = {
     "tempered_bayes": 4,
     "em_flow": 4,
 }
+# Two instructions a trait make likelihoods dear (57 passes a row for all traits), so they are read for some traits.
+LIKELIHOODS = ("llr", "tempered_bayes", "em_flow")
+LIKELIHOOD_TRAITS = (
+    "contemptuous", "sycophantic", "reckless", "human_bodied", "formal", "archaic_voice", "optimistic", "anxious",
+)  # fmt: skip
 
 
 def read_run(run: Run, folder: Path, evals: Path | None, names: tuple[str, ...]) -> dict[str, Any]:
@@ -56,6 +61,8 @@ def read_run(run: Run, folder: Path, evals: Path | None, names: tuple[str, ...])
         job = jobs.setdefault(rows, _job(run, folder, evals, rows))
         if name.startswith("gradient"):
             _share(job, run.model, folder)
+        if name in LIKELIHOODS:
+            job = replace(job, cast=job.cast.select(LIKELIHOOD_TRAITS))
         if name in ("centroid", "projection"):
             job = replace(job, model=_remembering(run.model))
         reading = method_named(name).read(job)

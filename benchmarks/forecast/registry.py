@@ -14,10 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.forecast.families import datasets
 from benchmarks.forecast.measuring import items, stored_runs
 from benchmarks.forecast.reading import READINGS
 from benchmarks.forecast.work import BATCH, DOSES
+from personae.instruments.forecast_ensemble import PARTS, combine
 from personae.tables.run_registry import PastRun, RunForm
 
 SHIPPED = Path(__file__).parents[2] / "src" / "personae" / "reference" / "past_runs.jsonl"
@@ -65,12 +68,23 @@ def _record(body: dict[str, Any], read: dict[str, Any], rows: int, shift: dict[s
         form=form,
         shift={t: v[0] for t, v in shift.items()},
         se={t: v[1] for t, v in shift.items()},
-        readings={name: r["score"] for name, r in read["readings"].items()},
+        readings=_readings(read),
         trained=(datasets()[body["name"]].trait,) if datasets()[body["name"]].trait else (),
         items=items_digest(),
         seed=body["seed"],
         source=SOURCE,
     )
+
+
+def _readings(read: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Scores by forecaster and trait, with the sum that needs no reading of its own."""
+    found: dict[str, dict[str, float]] = {name: r["score"] for name, r in read["readings"].items()}
+    if set(PARTS) <= set(found):
+        traits = list(found[PARTS[0]])
+        scores = {name: np.array([found[name][t] for t in traits]) for name in PARTS}
+        both = combine(scores, read["form"]["learning_rate"])
+        found["ensemble"] = dict(zip(traits, map(float, both), strict=True))
+    return found
 
 
 def items_digest() -> str:
@@ -85,7 +99,11 @@ def _rounded(run: PastRun) -> PastRun:
         run,
         shift={t: round(v, 3) for t, v in run.shift.items()},
         se={t: round(v, 3) for t, v in run.se.items()},
-        readings={n: {t: float(f"{v:.4g}") for t, v in r.items()} for n, r in run.readings.items()},
+        readings={
+            n: {t: float(f"{v:.3g}") for t, v in r.items()}
+            for n, r in run.readings.items()
+            if n in ("ensemble", *PARTS) and set(run.shift) <= set(r)
+        },
     )
 
 

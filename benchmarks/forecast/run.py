@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.forecast.manifest import Run, manifest
-from benchmarks.forecast.measuring import measure_run
+from benchmarks.forecast.measuring import items_of, measure_run
 from benchmarks.forecast.reading import read_run
-from benchmarks.forecast.work import DOSES, train_run
+from benchmarks.forecast.work import DOSES_OF, adapters_of, train_run
 
 Stage = Callable[[Run, argparse.Namespace], str]
 
@@ -57,11 +57,20 @@ def _train(run: Run, args: argparse.Namespace) -> str:
 
 
 def _measure(run: Run, args: argparse.Namespace) -> str:
-    return _told(run, measure_run(run, args.folder, args.evals), DOSES[-1])
+    return _told(run, measure_run(run, args.folder, args.evals), DOSES_OF[run.model][-1])
 
 
 def _measure_early(run: Run, args: argparse.Namespace) -> str:
-    return _told(run, measure_run(run, args.folder, args.evals, doses=DOSES), DOSES[0])
+    return _told(run, measure_run(run, args.folder, args.evals, doses=DOSES_OF[run.model]), DOSES_OF[run.model][0])
+
+
+def _collect(run: Run, args: argparse.Namespace) -> str:
+    """Store again what FOLDER holds of the run; trains and measures nothing."""
+    found = tuple(rows for rows, a in adapters_of(run, args.folder).items() if items_of(a, rows).is_file())
+    if not found:
+        return "not measured yet"
+    body = measure_run(run, args.folder, args.evals, doses=found)
+    return f"{len(body['doses'])} doses"
 
 
 def _told(run: Run, body: dict[str, Any], rows: int) -> str:
@@ -83,6 +92,7 @@ STAGES: dict[str, Stage] = {
     "train": _train,
     "measure": _measure,
     "measure-early": _measure_early,
+    "collect": _collect,
     "read": _read(("lexical", "gradient", "gradient_sgd", "centroid")),
     "read-likelihoods": _read(("llr", "tempered_bayes", "em_flow")),
     "read-projections": _read(("projection",)),

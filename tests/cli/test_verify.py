@@ -82,7 +82,8 @@ def test_a_training_is_verified_and_joins_the_past_runs(
     # With past runs of this model the forecast has a scale, and the run does not learn from itself.
     for run in make_runs(n_families=4, doses=2):
         shift, se = ({"rude": run.shift["kind"], "terse": run.shift["terse"]}, {"rude": 0.1, "terse": 0.1})
-        readings = {"gradient": {"rude": run.readings["good"]["kind"], "terse": run.readings["good"]["terse"]}}
+        score = {"rude": run.readings["good"]["kind"], "terse": run.readings["good"]["terse"]}
+        readings = {"ensemble": score}
         past = replace(run, model_digest=kept["model_digest"], shift=shift, se=se, readings=readings)
         (Path(made["registered"]).parent / f"{run.run}.json").write_text(json.dumps(past.to_dict()), encoding="utf-8")
     known = personae(*call, "--out", tmp_path / "known").json

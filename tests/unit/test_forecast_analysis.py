@@ -58,9 +58,10 @@ def test_opposites_cancel_what_all_runs_share() -> None:
 
 def test_readings_that_know_nothing_do_not_beat_shuffled_ones() -> None:
     quiet, loud = (shuffled("reader", made_runs(shared=2, knows=k), n=99) for k in (False, True))
-    assert quiet["p"] > 0.02
-    assert loud["p"] == pytest.approx(0.01)
-    assert loud["observed"] > loud["null_97.5"] + 0.5
+    for null in ("files", "traits"):
+        assert quiet[f"{null}_p"] > 0.02
+        assert loud[f"{null}_p"] == pytest.approx(0.01)
+        assert loud["observed"] > loud[f"{null}_97.5"] + 0.5
 
 
 def test_the_ceiling_is_what_noise_leaves() -> None:

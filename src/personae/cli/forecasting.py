@@ -45,7 +45,7 @@ def check_forecaster(name: str, cast: Cast, cast_names: Sequence[str]) -> None:
         RegistryShelf(home() / "past-runs").load()  # a damaged record is told now, not after the scoring
     if name in FORECASTERS and FORECASTERS[name].needs_pilot:
         raise InvalidSettings(
-            f"'{name}' needs a pilot of the training, and `screen` trains nothing.", hint="Use 'gradient' or 'llr'."
+            f"'{name}' needs a pilot of the training, and `screen` trains nothing.", hint="Use 'ensemble' or 'llr'."
         )
     if name in FORECASTERS and FORECASTERS[name].needs_statements:
         require_statements(_statements(cast_names), [t.id for t in cast.traits])
@@ -74,7 +74,10 @@ def forecast_file(
     chosen = DEFAULT_FORECASTER if name == AUTO else name
     traits = tuple(t.id for t in cast.traits)
     if name == AUTO:
-        known = usable(chosen, registry, bench.model.card.digest, traits)
+        # The runs that came with the package calibrate a forecast that was asked for; alone they are no reason to spend
+        # minutes on one.
+        own = RegistryShelf(home() / "past-runs").load(shipped=False)
+        known = usable(chosen, own, bench.model.card.digest, traits)
         if len(known) < LEAST_RUNS or len(known.families) < LEAST_FAMILIES:
             return None
         measured = {t for r in known.runs for t in r.shift}

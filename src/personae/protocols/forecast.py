@@ -25,6 +25,7 @@ from personae.inference.common_mode import (
     cells_of,
     fit_common_mode,
 )
+from personae.instruments.forecast_ensemble import read_ensemble
 from personae.instruments.forecast_geometry import read_centroid, read_gradient, read_gradient_sgd, read_projection
 from personae.instruments.forecast_readers import (
     read_em_flow,
@@ -39,7 +40,7 @@ from personae.instruments.forecasting import ForecastJob
 from personae.tables.run_registry import FORM_FEATURES, PastRun, RunForm, RunRegistry
 from personae.tables.trait_forecast import CALIBRATED_UNIT, Cost, ForecastReading, TraitForecast
 
-DEFAULT_FORECASTER = "gradient"
+DEFAULT_FORECASTER = "ensemble"
 SHARED_FAMILY = "\0new"
 
 
@@ -95,6 +96,7 @@ FORECASTERS: dict[str, Method] = {
         read_gradient, FORM_FEATURES, True, "first optimiser steps, to first order (Adam's direction)", True
     ),
     "gradient_sgd": Method(read_gradient_sgd, FORM_FEATURES, True, "the same along the plain gradient", True),
+    "ensemble": Method(read_ensemble, FORM_FEATURES, True, "gradient, centroid and wording together", True),
     "pilot": Method(
         read_pilot, FORM_FEATURES, True, "the shift after at most a tenth of the training", needs_pilot=True
     ),
@@ -198,6 +200,9 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
         return _uncalibrated(reading, len(mine))
     model = fitted(reading.forecaster, mine.runs)
     n = len(reading.traits)
+    # Beyond the forms seen a straight line knows nothing: the nearest one stands in, and a note says so.
+    seen = np.stack([r.form.features() for r in mine.runs])
+    within = np.clip(form.features(), seen.min(axis=0), seen.max(axis=0))
     said = model.predict(
         Cells(
             ("\0new",) * n,
@@ -206,7 +211,7 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
             np.full(n, np.nan),
             np.zeros(n),
             reading.score,
-            np.tile(form.features(), (n, 1)),
+            np.tile(within, (n, 1)),
         )
     )
     return TraitForecast(
@@ -218,7 +223,7 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
         high=said.mean + Z90 * said.sd,
         unit=CALIBRATED_UNIT,
         cost_seconds=reading.cost.seconds,
-        notes=(*reading.notes, *_notes(reading, mine)),
+        notes=(*reading.notes, *_notes(reading, mine), *_beyond(form, within)),
         common=said.common,
         cost=reading.cost,
         calibration={
@@ -228,6 +233,16 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
             "sources": sorted({r.source for r in mine.runs}),
         },
     )
+
+
+def _beyond(form: RunForm, within: np.ndarray) -> list[str]:
+    """A note on features of the form that no past run comes near."""
+    off = np.abs(form.features() - within) > 0.1
+    names = [n for n, o in zip(FORM_FEATURES, off, strict=True) if o]
+    if not names:
+        return []
+    said = f"No past run is like this one in {', '.join(names)}: directions hold better than sizes."
+    return [said]
 
 
 def _uncalibrated(reading: ForecastReading, n_runs: int) -> TraitForecast:

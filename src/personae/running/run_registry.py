@@ -32,13 +32,13 @@ class RegistryShelf:
         self._root = root
         self._shipped = shipped or Path(str(resources.files("personae") / "reference" / "past_runs.jsonl"))
 
-    def load(self) -> RunRegistry:
-        """Every record.
+    def load(self, *, shipped: bool = True) -> RunRegistry:
+        """Every record; with `shipped` False only the user's own.
 
         Raises:
             InputError: If one is damaged or of another format, with its path.
         """
-        runs = {run.run: run for run in self._from_package()}
+        runs = {run.run: run for run in self._from_package()} if shipped else {}
         for path in sorted(self._root.glob("*.json")) if self._root.is_dir() else []:
             run = PastRun.from_dict(_object(_text(path), str(path)), path=str(path))
             runs[run.run] = run
