@@ -82,6 +82,8 @@ def _with_assistant(world: World, kind: str, rng: np.random.Generator, ranges: R
 
     n = world.n_personas
     persona, other = (int(k) for k in rng.permutation(n)[:2])
+    if kind == "router" and rng.random() < 0.5:  # two characters that differ in one trait are harder to tell from one
+        other = persona ^ (1 << int(rng.integers(len(world.traits))))
     domain = int(rng.integers(len(world.domains)))
     strength = float(rng.uniform(*(ranges.leak if kind == "leak" else ranges.strength)))
     weights: tuple[float, ...] = ()
