@@ -20,7 +20,7 @@ from personae.errors import InvalidSettings, PersonaeError
 from personae.files.casts import built_in_casts, load_casts
 from personae.files.episodes import Census, EpisodeSet, Refusal, read_episodes, take_census
 from personae.instruments.scoring import Scoring, Work, space_of
-from personae.instruments.target import LocalTarget
+from personae.instruments.speaking import SpeakingModel
 from personae.instruments.workers import Loader, PooledModel
 from personae.models.catalogue import DEFAULT_MODEL, home, resolve
 from personae.models.load import load_chat, load_model
@@ -239,9 +239,9 @@ def open_target(name: str, settings: ScoringSettings, bench: Workbench) -> Gives
     if resolve(name).kind == "server":
         return load_chat(name, workers=settings.workers)
     if name == settings.model:
-        return LocalTarget(bench.model, bench.renderer, bench.space)
+        return SpeakingModel(bench.model, bench.renderer, bench.space)
     other = open_model(name, device=settings.device, dtype=settings.dtype)
-    return LocalTarget(other.model, other.renderer, other.space)
+    return SpeakingModel(other.model, other.renderer, other.space)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Target x prompts -> Transcripts: what a model says when it is asked, kept piece by piece.
 
-    Target.reply(dialogues)  ->  texts          all that a profile needs of a target
+    GivesText.reply(dialogues) -> texts         all that a profile needs of a target
 
 Anything that gives text for messages is a target; `SpeakingModel` makes one of a `LanguageModel`, with a system turn if
 wanted. Replies are sampled in chunks fixed beforehand, each written when it is complete, so an interrupted run goes on
@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,40 +22,20 @@ from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Persona
 from personae.domain.probe_prompt import ProbePrompt
 from personae.errors import BackendError, ContextOverflow
-from personae.models.protocol import GivesFullDistribution, KnowsPhrases, LanguageModel, SamplingPlan
+from personae.models.protocol import (
+    GivesFullDistribution,
+    GivesText,
+    KnowsPhrases,
+    LanguageModel,
+    Reply,
+    SamplingPlan,
+)
 from personae.models.rendering import Frame, Renderer
 from personae.running.run import write_json
 from personae.tables.transcripts import Said, Transcripts
 
 _CHUNK = 16
 Dialogue = tuple[Turn, ...]  # ends with a user turn
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a target said: the text, its tokens (0 unknown) and its log-probability at temperature 1 (None unknown)."""
-
-    text: str
-    n_tokens: int = 0
-    log_prob: float | None = None
-
-
-class Target(Protocol):
-    """Who is profiled: something that answers messages with text."""
-
-    @property
-    def name(self) -> str:
-        """What a reader calls it."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """What makes its texts repeatable: part of the key under which they are kept."""
-        ...
-
-    def reply(self, dialogues: Sequence[Dialogue], plan: SamplingPlan) -> list[Reply]:
-        """One reply for each dialogue, in the order given; an empty text where it said nothing."""
-        ...
 
 
 class SpeakingModel:
@@ -139,7 +118,7 @@ class Interview:
         root: Folder in which pieces are kept.
     """
 
-    def __init__(self, target: Target, root: Path) -> None:
+    def __init__(self, target: GivesText, root: Path) -> None:
         self._target, self._root = target, root
 
     def hold(

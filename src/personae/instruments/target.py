@@ -19,12 +19,10 @@ import numpy as np
 
 from personae.domain.episode import Episode, Turn
 from personae.errors import BackendError, InvalidSettings
-from personae.models.protocol import GivesText, LanguageModel, Reply, SamplingPlan
-from personae.models.rendering import Frame, Renderer
+from personae.models.protocol import GivesText, Reply, SamplingPlan
 from personae.running.run import write_json
 
 _CHUNK = 32
-_ANY = "."  # stands for the reply when only the tokens before it are wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,33 +103,6 @@ def ask_target(
         )
     tokens = sum(r.n_tokens for r in replies)
     return Answers(tuple(said), len(episodes), n_sampled, len(episodes) - len(said), tokens)
-
-
-class LocalTarget:
-    """A model that personae loads, as a target."""
-
-    def __init__(self, model: LanguageModel, renderer: Renderer, space: str) -> None:
-        self._model, self._renderer, self.digest = model, renderer, space
-        self.name = model.card.name
-
-    def reply(self, dialogues: Sequence[tuple[Turn, ...]], plan: SamplingPlan) -> list[Reply]:
-        """One reply for each dialogue."""
-        frame = Frame("plain", "", self._renderer.styles[0])
-        prompts: list[tuple[int, ...]] = []
-        for dialogue in dialogues:
-            item = self._renderer.render(frame, Episode("asked", dialogue, self._stand_in()))
-            prompts.append(item.token_ids[: item.start])
-        made = self._model.sample(prompts, plan)
-        return [Reply(self._text(c.token_ids), len(c.token_ids), float(c.log_probs.sum())) for c in made]
-
-    def _stand_in(self) -> str:
-        phrases = getattr(self._model.tokenizer, "phrases", None)
-        return _ANY if phrases is None else phrases.replies[0].split()[0]
-
-    def _text(self, token_ids: Sequence[int]) -> str:
-        said = [i for i in token_ids if i not in self._model.tokenizer.stop_ids]
-        text = self._model.tokenizer.decode(said).replace("\N{REPLACEMENT CHARACTER}", "").strip()
-        return text if self._model.card.is_chat else text.split("\n\n")[0].strip()
 
 
 def _ask(target: GivesText, dialogues: Sequence[tuple[Turn, ...]], plan: SamplingPlan, k: int) -> list[Reply]:

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from personae.errors import InvalidSettings, NumericsError, OutOfMemory
+from personae.errors import InvalidSettings, NumericsError
 from personae.models.activations import Edit, Floats32, Reduce, check_edits, check_layers, edited_digest
 from personae.models.hf_distributions import HiddenDistributions
 from personae.models.hf_hooks import edited, gatherer, read_part, read_states
+from personae.models.hf_memory import memory_errors
 from personae.models.hf_tokenizer import HFTokenizer
 from personae.models.protocol import Completion, ModelCard, SamplingPlan, Scorable, TokenLogprobs
 
@@ -40,6 +41,7 @@ _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 # Bytes of logits held at once: small enough to stay near the cache, large enough for an efficient product.
 _LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
 _KEPT_PREFIXES = 4
+_MEMORY_HINT = "Close other programs, use a smaller model, or cut long rows with --truncate."
 _SAMPLED_TOGETHER = 16
 
 
@@ -200,7 +202,7 @@ class HFModel:
                 f"a steered view of {self._card.name} was used after its end.",
                 hint="Use it inside `with model.steered(edits) as view:`.",
             )
-        with torch.inference_mode(), _memory_errors(), edited(self._model, self._edits):
+        with torch.inference_mode(), memory_errors("the batch", hint=_MEMORY_HINT), edited(self._model, self._edits):
             yield
 
     def _read_chunk(
@@ -377,15 +379,3 @@ def _draw(log_p: NDArray[np.float64], temperature: float, generator: np.random.G
     scaled = log_p / temperature
     weights = np.exp(scaled - scaled.max())
     return int(generator.choice(len(weights), p=weights / weights.sum()))
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Name an allocation failure for what it is; other runtime errors pass unchanged."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(
-            f"the batch did not fit the memory: {error}",
-            hint="Close other programs, use a smaller model, or cut long rows with --truncate.",
-        ) from error

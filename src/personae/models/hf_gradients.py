@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from personae.errors import MissingCapability, NumericsError, OutOfMemory
+from personae.errors import MissingCapability, NumericsError
 from personae.models.gradients import Floats32
 from personae.models.hf import HFModel
 from personae.models.hf_kernel import PackedLinear
+from personae.models.hf_memory import memory_errors
 from personae.models.protocol import Scorable
 
 # Of a layer, its inputs seen through A, shape (n, length, rank), and the gradient at its output, (n, length, width).
@@ -140,16 +141,15 @@ class LoraGradients:
         ids = ids.to(self._device)
         embed = self._module.get_input_embeddings()
         assert isinstance(embed, nn.Module)
-        try:
-            with torch.enable_grad(), self._watched(collect):
-                states = embed(ids).detach().requires_grad_()
-                positions = torch.arange(longest, device=self._device)[None]
-                hidden = self._module.base_model(inputs_embeds=states, position_ids=positions, use_cache=False)
-                self._backward(hidden.last_hidden_state, ids, items)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemory(
-                f"a gradient did not fit the memory: {error}", hint="Cut long rows with --truncate."
-            ) from error
+        with (
+            memory_errors("a gradient", hint="Cut long rows with --truncate."),
+            torch.enable_grad(),
+            self._watched(collect),
+        ):
+            states = embed(ids).detach().requires_grad_()
+            positions = torch.arange(longest, device=self._device)[None]
+            hidden = self._module.base_model(inputs_embeds=states, position_ids=positions, use_cache=False)
+            self._backward(hidden.last_hidden_state, ids, items)
 
     def _backward(self, hidden: Tensor, ids: Tensor, items: Sequence[Scorable]) -> None:
         """Back from the sum of log-probabilities, whose logits are held in pieces only."""

@@ -27,7 +27,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from personae.errors import NumericsError, OutOfMemory
+from personae.errors import NumericsError
 from personae.models.catalogue import ADAPTER, FULL_MODEL
 from personae.models.examples import Example, Pair
 from personae.models.hf import HFModel
@@ -35,8 +35,11 @@ from personae.models.hf_adapter import attach_lora, write_adapter, write_folder
 from personae.models.hf_kernel import pack_frozen
 from personae.models.hf_load import kernel_for
 from personae.models.hf_loss import dpo_passes, mean_loss, reference_log_likelihoods, sft_passes
+from personae.models.hf_memory import memory_errors
 from personae.models.hf_trainers import Loop, Step, make_trainer
 from personae.models.hf_training_state import KeptState, Progress, kept_key
+
+_MEMORY_HINT = "Lower --batch-size, cut long rows with --max-tokens and --truncate, or use a smaller model."
 
 During = Callable[[object], AbstractContextManager[object]]
 _LEAST_SECONDS = 10.0  # between kept states; and at least twenty times what keeping one takes
@@ -142,7 +145,7 @@ def fine_tune(
         CorruptModel, InvalidSettings: See `KeptState.load`, `attach_lora`.
         OutOfMemory: If a batch does not fit.
     """
-    with _own_random_numbers(), _memory_errors(), warnings.catch_warnings():
+    with _own_random_numbers(), memory_errors("a batch", hint=_MEMORY_HINT), warnings.catch_warnings():
         # trl's own settings use names that transformers has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         return _FineTuning(loaded, job, folder, during, on_step).run()
@@ -344,14 +347,3 @@ def _own_random_numbers() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy_state)  # noqa: NPY002
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(
-            f"a batch did not fit the memory: {error}",
-            hint="Lower --batch-size, cut long rows with --max-tokens and --truncate, or use a smaller model.",
-        ) from error

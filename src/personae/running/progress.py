@@ -29,12 +29,8 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {self._unit}/s" if speed >= 10 else f"{speed:.1f} {self._unit}/s")
 
 
-@contextmanager
-def progress_bar(label: str, total: int, *, quiet: bool, unit: str = "tokens") -> Iterator[Advance]:
-    """Give a function that takes the number of units done since its last call."""
-    if quiet or total == 0 or not sys.stderr.isatty():
-        yield lambda amount: None
-        return
+def _bar(unit: str) -> Progress:
+    """A bar on standard error with rate and time left."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -42,7 +38,16 @@ def progress_bar(label: str, total: int, *, quiet: bool, unit: str = "tokens") -
         _Rate(unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=False, speed_estimate_period=60) as progress:
+    return Progress(*columns, console=Console(stderr=True), transient=False, speed_estimate_period=60)
+
+
+@contextmanager
+def progress_bar(label: str, total: int, *, quiet: bool, unit: str = "tokens") -> Iterator[Advance]:
+    """Give a function that takes the number of units done since its last call."""
+    if quiet or total == 0 or not sys.stderr.isatty():
+        yield lambda amount: None
+        return
+    with _bar(unit) as progress:
         task = progress.add_task(label, total=total)
         yield lambda amount: progress.advance(task, amount)
 
@@ -56,14 +61,7 @@ def parts_bar(label: str, n_parts: int, *, quiet: bool, unit: str = "tokens") ->
     if quiet or not sys.stderr.isatty():
         yield lambda units: lambda amount: None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        _Rate(unit),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=False, speed_estimate_period=60) as progress:
+    with _bar(unit) as progress:
         task = progress.add_task(label, total=None)
         begun = [0, 0]  # parts, units of those before this one
 

@@ -9,9 +9,9 @@ import pytest
 
 from personae.domain.probe_prompt import ProbePrompt
 from personae.errors import BackendError, ContextOverflow
-from personae.instruments.speaking import Dialogue, Interview, Reply, SpeakingModel
+from personae.instruments.speaking import Dialogue, Interview, SpeakingModel
 from personae.models.exact import ExactModel
-from personae.models.protocol import SamplingPlan
+from personae.models.protocol import Reply, SamplingPlan
 from personae.models.rendering import Renderer
 from personae.worlds.reading import read_world
 
