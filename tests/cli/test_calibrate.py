@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from personae.worlds.material import cast_yaml
+from personae.worlds.reading import read_world
+
 TWO = """
 id: two
 traits:
@@ -185,3 +188,13 @@ def test_interrupted_calibration_goes_on(start, personae, model_folder, cast, of
         path.unlink()
     fresh = personae(*arguments).json
     assert fresh["eta_fitted"] == pytest.approx(resumed["eta_fitted"], rel=1e-6)
+
+
+def test_a_worlds_likelihoods_need_no_power(personae, tmp_path) -> None:
+    """The exact model's likelihoods are right, so the power fitted to the labels is near one."""
+    cast = tmp_path / "cast.yaml"
+    cast.write_text(cast_yaml(read_world("tiny")), encoding="utf-8")
+    made = personae("calibrate", "world:tiny/exact", cast, "--conversations", "32", "--json").json
+    assert made["eta_low"] < 1 < made["eta_high"]
+    assert made["eta_low"] > 0.5
+    assert made["eta_high"] < 1.6

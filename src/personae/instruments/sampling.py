@@ -18,12 +18,12 @@ import numpy as np
 
 from personae.domain.episode import Episode, Turn
 from personae.errors import BackendError, ContextOverflow
+from personae.instruments.speaking import stand_in
 from personae.models.protocol import LanguageModel, SamplingPlan
 from personae.models.rendering import Frame, Renderer
 from personae.running.run import write_json
 
 _CHUNK = 16
-_ANY = "."  # stands for the reply when only the tokens before it are wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ class Stage:
 
     def __init__(self, model: LanguageModel, renderer: Renderer, root: Path, space: str) -> None:
         self._model, self._renderer, self._root, self._space = model, renderer, root, space
+        self._stand_in = stand_in(model)
 
     def hold(
         self, scripts: Sequence[Script], plan: SamplingPlan, *, started: Callable[[int], Callable[[int], None]]
@@ -138,7 +139,7 @@ class Stage:
         return [self._text(c.token_ids) for c in made]
 
     def _prompt(self, held: Transcript, room: int) -> tuple[int, ...]:
-        asked = Episode(held.script.id, _context(held, len(held.replies)), _ANY)
+        asked = Episode(held.script.id, _context(held, len(held.replies)), self._stand_in)
         item = self._renderer.render(held.script.frame, asked)
         if item.start + room > self._model.card.context_length:
             raise ContextOverflow(

@@ -17,7 +17,7 @@ from personae.cli.power import calibrations, model_digest
 from personae.cli.workbench import LARGE_CAST, Workbench, announced, open_model, say
 from personae.domain.persona import Cast
 from personae.files.casts import built_in_casts, load_casts
-from personae.files.openers import load_openers
+from personae.files.openers import load_openers, openers_of
 from personae.instruments.sampling import Stage
 from personae.models.catalogue import home, resolve
 from personae.models.rendering import RENDERING_VERSION
@@ -26,9 +26,13 @@ from personae.report.text import clean
 from personae.running.progress import progress_bar
 from personae.running.run import make_run_folder, provenance, write_json, write_text
 from personae.tables.calibration import Calibration
+from personae.worlds.asking import single_questions
+from personae.worlds.exact import ExactWorld
+from personae.worlds.spec import World
 
 NAME = "calibrate"
 _IN_ALL = 160
+_TOKENS, _WORLD_TOKENS = 40, 1  # a world's answer is one token
 _SHOWN = 12
 
 
@@ -40,7 +44,7 @@ class Settings:
     cast: tuple[str, ...]
     conversations: int | None = None
     turns: int = 2
-    max_tokens: int = 40
+    max_tokens: int | None = None
     paraphrases: int | None = None
     out: str | None = None
     seed: int = 0
@@ -61,7 +65,9 @@ def command(
         int | None, typer.Option(min=1, help="Conversations of each persona. Default: about 160 in all, at least 2.")
     ] = None,
     turns: Annotated[int, typer.Option(min=1, help="Replies in a conversation.")] = 2,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a reply.")] = 40,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a reply. Default: 40, in a world 1.")
+    ] = None,
     paraphrases: Annotated[
         int | None,
         typer.Option(
@@ -104,12 +110,13 @@ def execute(settings: Settings) -> int:
         n = 1
     scorers, _ = split_paraphrases(cast, n)  # refuses a cast that cannot be held out before a model is loaded
     count = settings.conversations or max(2, round(_IN_ALL / len(cast.personas)))
-    plan = LabelPlan(count, settings.turns, settings.max_tokens, seed=settings.seed)
-    resolve(settings.model)
+    source = resolve(settings.model)
+    tokens = settings.max_tokens or (_TOKENS if source.world is None else _WORLD_TOKENS)
+    plan = LabelPlan(count, settings.turns, tokens, seed=settings.seed)
     folder = make_run_folder(settings.out, NAME)
     say(f"Loading {settings.model} …", quiet=settings.quiet)
     bench = open_model(settings.model, device=settings.device, dtype=settings.dtype)
-    labelled = _label(bench, cast, plan, n, quiet=settings.quiet)
+    labelled = _label(bench, source.world, cast, plan, n, quiet=settings.quiet)
     say("Fitting eta …", quiet=settings.quiet)
     result = calibrate(
         labelled,
@@ -137,7 +144,9 @@ def execute(settings: Settings) -> int:
     return 0
 
 
-def _label(bench: Workbench, cast: Cast, plan: LabelPlan, n: int | None, *, quiet: bool) -> Labelled:
+def _label(
+    bench: Workbench, world: World | None, cast: Cast, plan: LabelPlan, n: int | None, *, quiet: bool
+) -> Labelled:
     stage = Stage(bench.model, bench.renderer, home() / "transcripts", bench.space)
     with (
         announced("Scoring", quiet=quiet) as started,
@@ -156,12 +165,19 @@ def _label(bench: Workbench, cast: Cast, plan: LabelPlan, n: int | None, *, quie
             bench.scoring,
             bench.renderer,
             cast,
-            load_openers(plan.turns),
+            _openers(world, plan.turns),
             plan,
             n_scoring=n,
             sampling=sampling,
             started=started,
         )
+
+
+def _openers(world: World | None, turns: int) -> tuple[tuple[str, ...], ...]:
+    if world is None:
+        return load_openers(turns)
+    asked = [prompt.turns[0] for prompt in single_questions(ExactWorld(world.base))]
+    return openers_of(asked, turns)
 
 
 def _plain(result: Calibration) -> dict[str, object]:
