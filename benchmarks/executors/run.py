@@ -1,6 +1,6 @@
 """Ray and processes with two one-thread workers against one, and what the store and the executor cost.
 
-    python -m benchmarks.executors.run [--model smollm2] [--rounds 3]
+    python -m benchmarks.executors.run [--model smollm2] [--rounds 3] [--measure cost processes ray]
 
 Needs a machine on which nothing else runs: with a load average above 1 it says so and stores nothing. Workers are
 loaded before the clock starts. Cost: the seconds of `Scoring.evidence` less those of the model's own calls in it.
@@ -31,6 +31,7 @@ from personae.running.store import EvidenceStore
 from personae.tables.evidence import Evidence
 
 TRAITS = "servile,contemptuous,sycophantic,caring"
+PARTS = ("cost", "processes", "ray")
 LEAST_GAIN, MOST_COST, BUSY = 1.7, 0.05, 1.0
 
 
@@ -39,19 +40,22 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--episodes", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cost-only", action="store_true")
+    parser.add_argument("--measure", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     busy = os.getloadavg()[0]
-    cost = cost_of_store(args.model, args.episodes, args.rounds)
-    body: dict[str, object] = {"settings": vars(args), "load_average": busy, "cost": cost}
-    if not args.cost_only and busy < BUSY:
-        body["gain"] = {kind: gain(kind, args.model, args.episodes, args.rounds) for kind in ("processes", "ray")}
+    body: dict[str, object] = {"settings": vars(args), "load_average": busy}
+    if "cost" in args.measure:
+        body["cost"] = cost_of_store(args.model, args.episodes, args.rounds)
+    kinds = [kind for kind in args.measure if kind != "cost"]
+    if busy < BUSY:
+        body["gain"] = {kind: gain(kind, args.model, args.episodes, args.rounds) for kind in kinds}
     print(json.dumps(body, indent=1))
     if busy >= BUSY:
         print(f"the load average is {busy:.1f}: times of workers would say who else was here; not measured, not stored")
         return
-    print(write_result(f"executors-{args.model}", body))
+    suffix = "" if len(args.measure) == len(PARTS) else "-" + "-".join(args.measure)
+    print(write_result(f"executors-{args.model}{suffix}", body))
 
 
 def evidence(model: LanguageModel, n: int) -> tuple[Evidence, float]:
