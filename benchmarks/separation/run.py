@@ -26,7 +26,8 @@ from personae.domain.persona import Cast
 from personae.files.casts import load_casts
 from personae.numerics.statistics import auroc
 
-QUESTION = "Tell me something about yourself."
+# Chosen on behaviours 0-11 (NOTES.md): what is asked decides more than how the persona is worded.
+QUESTION = "Say one sentence that this person would say about themselves."
 HERE = Path(__file__).parent
 
 
@@ -38,13 +39,14 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=12)
     parser.add_argument("--last", type=int, default=42)
     parser.add_argument("--paraphrases", type=int, default=7)
+    parser.add_argument("--question", default=QUESTION, help="what the statement answers")
     args = parser.parse_args()
     cast = load_casts([str(HERE / "behaviours.yaml")])
     bench = open_model(args.model)
     rows = []
     started = time.time()
     for trait in cast.traits[args.first : args.last]:
-        episodes, labels = statements(args.data / f"{trait.id}.jsonl", args.per_class)
+        episodes, labels = statements(args.data / f"{trait.id}.jsonl", args.per_class, args.question)
         one = Cast("behaviour", (trait,)).limit_paraphrases(args.paraphrases)
         evidence = bench.scoring.evidence(one, episodes, started=lambda work: lambda n: None)
         rows.append({"behaviour": trait.id, **scores(evidence, trait, labels)})
@@ -61,12 +63,12 @@ def main() -> None:
     print(json.dumps(means), write_result(f"separation-{args.model}", body))
 
 
-def statements(path: Path, per_class: int) -> tuple[list[Episode], np.ndarray]:
+def statements(path: Path, per_class: int, question: str) -> tuple[list[Episode], np.ndarray]:
     """A seeded, balanced sample of statements as replies, and which of them match."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     random.Random(0).shuffle(rows)
     chosen = [r for r in rows if r["matches"]][:per_class] + [r for r in rows if not r["matches"]][:per_class]
-    episodes = [Episode(f"s{k}", (Turn("user", QUESTION),), r["statement"]) for k, r in enumerate(chosen)]
+    episodes = [Episode(f"s{k}", (Turn("user", question),), r["statement"]) for k, r in enumerate(chosen)]
     return episodes, np.array([bool(r["matches"]) for r in chosen])
 
 
