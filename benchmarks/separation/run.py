@@ -60,7 +60,7 @@ def main() -> None:
         "seconds": round(time.time() - started),
         "rows": rows,
     }
-    print(json.dumps(means), write_result(f"separation-{args.model}", body))
+    print(json.dumps(means), write_result(f"separation-{args.model}-{args.first}-{args.last}", body))
 
 
 def statements(path: Path, per_class: int, question: str) -> tuple[list[Episode], np.ndarray]:
