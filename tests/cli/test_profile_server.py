@@ -17,7 +17,8 @@ from personae.worlds.reading import read_world
 from unruly_server import Manners, Unruly
 
 BASE, MADE = "world:tiny/base/exact", "world:tiny/exact"
-N_PROMPTS, N_TURNS = 40, 8
+N_PROMPTS, N_TURNS = 24, 8
+N_REPLIES = N_PROMPTS * N_TURNS
 
 
 @pytest.fixture(scope="module")
@@ -56,34 +57,41 @@ def test_a_server_is_profiled_by_its_texts_and_asked_once(profile, served, perso
     with served() as server:
         first = profile(server.url, "--reach", "--out", tmp_path / "one")
         assert first.status == 0, first.err
-        assert server.n_completions == N_PROMPTS * N_TURNS
+        assert server.n_completions == N_REPLIES
         assert "First words were not read: " in first.out
         assert "Reach was left out: " in first.out
         second = profile(server.url, "--reach", "--out", tmp_path / "two", "--json")
         again = personae("rerun", tmp_path / "one", "--out", tmp_path / "three", "--json")
-        assert server.n_completions == N_PROMPTS * N_TURNS  # kept
+        assert server.n_completions == N_REPLIES  # kept
     found = json.loads((tmp_path / "one" / "run.json").read_text())["result"]
     assert found["posterior"] == second.json["posterior"] == again.json["posterior"]
     assert (found["white_box"], found["reach"]) == (None, None)
     assert found["white_box_reason"] == found["reach_reason"]
     assert "is a server, of which only the texts are known" in found["reach_reason"]
-    assert any("asked for 320 replies (320 sampled now, 0 kept from before); 0 are empty" in n for n in found["notes"])
-    assert any("(0 sampled now, 320 kept from before)" in n for n in second.json["notes"])
+    assert any(
+        f"asked for {N_REPLIES} replies ({N_REPLIES} sampled now, 0 kept from before); 0 are empty" in n
+        for n in found["notes"]
+    )
+    assert any(f"(0 sampled now, {N_REPLIES} kept from before)" in n for n in second.json["notes"])
     page = (tmp_path / "one" / "report.html").read_text()
     assert page.count("is a server, of which only the texts are known") == 2
     assert not (tmp_path / "one" / "first_words.parquet").exists()
 
 
-def test_what_moved_between_servers_and_models(profile, served, tmp_path: Path) -> None:
-    with served(MADE) as made, served(BASE) as base:
-        nothing = profile(made.url, "--versus", made.url, "--json")
-        moved = profile(base.url, "--versus", made.url, "--json")
-        here = profile(made.url, "--versus", BASE, "--json")
-        assert made.n_completions == 2 * N_PROMPTS * N_TURNS  # as the first and as the other, and kept of both
+def test_what_moved_between_servers_and_models(profile, served) -> None:
+    with served(BASE) as server:
+        nothing = profile(server.url, "--versus", server.url, "--json")
+        moved = profile(server.url, "--system", "cruel", "--versus", server.url, "--json")
+        assert server.n_completions == 3 * N_REPLIES  # the second time the other side was kept
+        here = profile(server.url, "--system", "cruel", "--versus", BASE, "--json")
+        assert server.n_completions == 3 * N_REPLIES
     assert nothing.status == 0, nothing.err
     assert nothing.json["versus"]["n_moved"] == 0
-    assert moved.json["versus"]["n_moved"] > 0
-    assert here.json["versus"]["n_moved"] > 0
+    for found in (moved.json, here.json):
+        rows = {m["id"]: m for m in found["versus"]["moves"]}
+        assert rows["malice"]["flag"]
+        assert rows["malice"]["difference"] < 0  # the first was told to be cruel
+        assert not rows["expertise"]["flag"]
     assert here.json["versus"]["other"] == BASE
     assert sum("sampled now" in n for n in moved.json["notes"]) == 2
     assert sum("sampled now" in n for n in here.json["notes"]) == 1  # a model that is here is no server
@@ -131,7 +139,7 @@ def test_who_judges_a_server_unless_told() -> None:
     brief = read_brief(ProfileOptions(url))
     assert (base_of(url), brief.scorer) == ("smollm2", "smollm2")
     assert any("smollm2 judges" in n for n in brief.notes)
-    assert read_brief(ProfileOptions(url, scorer="smollm2")).notes == ()
+    assert not any("judges" in n for n in read_brief(ProfileOptions(url, scorer="smollm2")).notes)
     assert gives_only_text(url, "smollm2")
     assert not gives_only_text(url, url)
 
