@@ -65,8 +65,8 @@ def start_engine(name: str, folder: Path, device: str, dtype: str) -> tuple[Any,
         os.environ.setdefault(variable, value)
     with _stdout_elsewhere():
         try:
-            import vllm
-            from vllm.platforms import current_platform
+            import vllm  # type: ignore[import-not-found]  # in an environment of its own
+            from vllm.platforms import current_platform  # type: ignore[import-not-found]
         except ModuleNotFoundError as error:
             raise MissingCapability(
                 f"'{name}' needs the package '{error.name}', which is not installed.", hint=VLLM_INSTALL
