@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,8 @@ def start_engine(name: str, folder: Path, device: str, dtype: str) -> tuple[Any,
     """
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    with _stdout_elsewhere():
+    with _stdout_elsewhere(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the libraries under it about each other
         try:
             import vllm  # type: ignore[import-not-found]  # in an environment of its own
             from vllm.platforms import current_platform  # type: ignore[import-not-found]
@@ -85,6 +87,7 @@ def start_engine(name: str, folder: Path, device: str, dtype: str) -> tuple[Any,
                 enforce_eager=True,
                 max_logprobs=-1,
                 distributed_executor_backend="uni",
+                use_tqdm_on_load=False,
                 seed=0,
                 **options,
             )
