@@ -132,6 +132,7 @@ def test_a_server_that_also_scores_is_one_model(profile, served, personae, tmp_p
     assert done.json["scorer"] == server.url
     assert "does not give its distribution" in done.json["white_box_reason"]
     assert "does not give its distribution" in done.json["reach_reason"]
+    assert not any("million parameters" in line for line in done.json["not_measurable"])  # a server does not tell
 
 
 def test_who_judges_a_server_unless_told() -> None:

@@ -131,6 +131,9 @@ def test_what_was_not_computed_is_asked_for_again(start, tiny: HFModel) -> None:
     ((logs, n_cached),) = model.ask([behind], read=True)
     assert n_cached == 48
     np.testing.assert_allclose(logs, right[30:], atol=1e-4)
+    ((logs, n_cached),) = model.ask([Scorable(ids, 48, 18)], read=True)  # the first scored token is the last cached one
+    assert n_cached == 0
+    np.testing.assert_allclose(logs, right[28:], atol=1e-4)
 
 
 @pytest.mark.parametrize("faults", [{"bias": 0.01}, {"reports": False}, {"bias": 0.01, "stale": -1.0}])
