@@ -75,6 +75,8 @@ def test_a_server_is_profiled_by_its_texts_and_asked_once(profile, served, perso
     assert any(f"(0 sampled now, {N_REPLIES} kept from before)" in n for n in second.json["notes"])
     page = (tmp_path / "one" / "report.html").read_text()
     assert page.count("is a server, of which only the texts are known") == 2
+    card = (tmp_path / "one" / "card.html").read_text()
+    assert card.count("is a server, of which only the texts are known") == 2
     assert not (tmp_path / "one" / "first_words.parquet").exists()
 
 

@@ -97,7 +97,8 @@ def card_json(profile: Profile) -> dict[str, object]:
     whole = profile_json(profile, folder=Path("."))
     names = (
         "target", "system", "scorer", "cast", "n_prompts", "n_conversations", "finding", "posterior", "background",
-        "traits", "classes", "self_description", "white_box", "reach", "eta", "eta_source", "not_measurable", "notes",
+        "traits", "classes", "self_description", "white_box", "white_box_reason", "reach", "reach_reason", "eta",
+        "eta_source", "not_measurable", "notes",
     )  # fmt: skip
     return {"kind": "persona card", "version": 1, **{n: whole[n] for n in names}, **profile.provenance}
 
