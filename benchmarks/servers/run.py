@@ -3,8 +3,8 @@
     python -m benchmarks.servers.run --vllm PYTHON --llama PYTHON [--model smollm2]
 
 Each PYTHON is of an environment of its own that has that server (`make servers-test` builds both). A server is started
-on a free port with the model's own files and ended afterwards. vLLM must agree with the model in process; what
-llama-cpp-python echoes is misplaced for some prompts and must be refused or mended, whatever the sentence.
+on a free port with the model's own files and ended afterwards. vLLM must agree with the model loaded here, as a server
+and as `vllm:NAME`; what llama-cpp-python echoes is misplaced for some prompts and must be refused or mended.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ import httpx
 import numpy as np
 
 from benchmarks.environment import write_result
+from benchmarks.servers.in_process import ANSWER
 from benchmarks.speed.run import make_requests
 from personae.domain.episode import Turn
 from personae.errors import MissingCapability
@@ -38,6 +40,7 @@ from personae.models.protocol import SamplingPlan
 from personae.models.rendering import Renderer
 
 _READY_S = 3000
+_KV_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "2"}
 
 
 def main() -> None:
@@ -54,6 +57,8 @@ def main() -> None:
     if args.vllm:
         body["vllm"] = with_vllm(args.vllm, folder, args.model, args.episodes, logs)
         print(json.dumps(body["vllm"], indent=1), flush=True)
+        body["vllm_in_process"] = in_process(args.vllm, args.model, args.episodes, logs)
+        print(json.dumps(body["vllm_in_process"], indent=1), flush=True)
     if args.llama:
         files = EMBEDDED[args.model].files()
         assert files is not None
@@ -67,7 +72,7 @@ def with_vllm(python: str, folder: Path, name: str, n_episodes: int, logs: Path 
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32"]
     command += ["--max-model-len", "1024", "--served-model-name", name, "--enforce-eager", "--seed", "0"]
     command += ["--distributed-executor-backend", "uni"]  # no process for the only worker
-    with served(command, {"VLLM_CPU_KVCACHE_SPACE": "1"}, "vllm", logs) as url:
+    with served(command, _KV_CACHE, "vllm", logs) as url:
         began = time.perf_counter()
         model = connect(f"{url}#{name}")
         connected = time.perf_counter() - began
@@ -92,6 +97,32 @@ def with_vllm(python: str, folder: Path, name: str, n_episodes: int, logs: Path 
             "greedy_reply": said[0].text,
             "holds": bool(max(gaps) < 1e-3) and all(holds for _, holds in verdicts.values()),
         }
+
+
+def in_process(python: str, name: str, n_episodes: int, logs: Path | None) -> dict[str, object]:
+    """Laws, agreement and rate of `vllm:NAME`, with its prefix cache and without."""
+    local = load_model(name)
+    requests = make_requests(Renderer(local.tokenizer, context_length=local.card.context_length), 2, n_episodes)
+    rows = [{"token_ids": list(r.token_ids), "start": r.start, "shared": r.shared} for r in requests]
+    source = Path(__file__).parents[2] / "src"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "requests.json"
+        path.write_text(json.dumps(rows))
+        variables = {**os.environ, **_KV_CACHE, "PYTHONPATH": f"{source}:{os.environ.get('PYTHONPATH', '')}"}
+        command = [python, str(Path(__file__).with_name("in_process.py")), name, str(path)]
+        log = (logs / "vllm-in-process.log").open("w") if logs else subprocess.DEVNULL
+        done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, stderr=log, text=True, check=True)
+    found = json.loads(next(x for x in done.stdout.splitlines() if x.startswith(ANSWER)).removeprefix(ANSWER))
+    ours = [r.log_probs for r in local.score(requests)]
+    read, plain = (found.pop(k) for k in ("log_probs", "log_probs_cache_not_read"))
+    gaps = [float(np.abs(a - np.array(b)).max()) for a, b in zip(ours, read, strict=True)]
+    cached = [float(np.abs(np.array(a) - np.array(b)).max()) for a, b in zip(read, plain, strict=True)]
+    return found | {
+        "n_requests": len(requests),
+        "worst_gap_nats_per_token": max(gaps),
+        "worst_gap_of_the_cache_nats_per_token": max(cached),
+        "holds": max(gaps) < 1e-3 and all(holds for _, holds in found["laws"].values()),
+    }
 
 
 def with_llama(python: str, gguf: Path, name: str, logs: Path | None) -> dict[str, object]:

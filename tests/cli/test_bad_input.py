@@ -155,7 +155,9 @@ def test_a_reference_that_is_too_small(screen, data_file: Path, tmp_path: Path) 
         ("nobody/nothing", ["there is no model 'nobody/nothing' here", "Check the name and the connection"]),
         ("world:coins", ["there is no world 'world:coins'", "personaworld"]),
         ("world:tiny", ["has not been trained yet", "personae world train tiny"]),
-        ("vllm:x", ["no backend for 'vllm:'"]),
+        ("ray:x", ["no backend for 'ray:'", "vllm:NAME"]),
+        ("vllm:x", ["there is no model 'x'", "Embedded: smollm2"]),
+        ("vllm:world:tiny/exact", ["vLLM runs models with files of their own", "without vLLM: world:tiny/exact"]),
     ],
 )
 def test_models_that_are_not_there(personae, data_file: Path, name: str, words: list[str]) -> None:

@@ -1,6 +1,7 @@
 """From the options of `profile` to who is asked, what is asked, and who judges.
 
-    TARGET   a model (its base scores), a truth world (its own personas judge), or a file of transcripts
+    TARGET   a model (its base scores), a truth world (its own personas judge), a server or a file of transcripts, of
+             which only the texts are known (another model scores them)
 
 Not here: any result. Cheap checks come first; `open_panel` loads models.
 """
@@ -22,9 +23,10 @@ from personae.files.transcripts import is_transcripts, read_transcripts
 from personae.inference.moved import LEAST_PROMPTS
 from personae.inference.persona_mix import LEAST_CONVERSATIONS
 from personae.instruments.judging import CastJudge, Judge, WorldJudge
-from personae.instruments.speaking import SpeakingModel
+from personae.instruments.speaking import Instructed, SpeakingModel
 from personae.models.catalogue import DEFAULT_MODEL, resolve
-from personae.models.protocol import SamplingPlan
+from personae.models.load import load_chat
+from personae.models.protocol import GivesText, SamplingPlan
 from personae.models.rendering import RENDERING_VERSION
 from personae.protocols.profile import DEFAULT_FDR
 from personae.tables.transcripts import Transcripts
@@ -62,6 +64,8 @@ class ProfileOptions:
     quiet: bool = False
     device: str = "auto"
     dtype: str = "float32"
+    workers: int | None = None
+    tokenizer: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for `run.json`."""
@@ -104,13 +108,14 @@ class Panel:
         judge: Who judges.
         target, other: Who is asked; None where transcripts are given (or there is no other).
         scorer: The scoring model's workbench; None in a world.
-        base: The scorer as a target, where it is another model than the target or speaks under another system turn.
+        base: The scorer as a target, where it is another model than the target or speaks under another system turn;
+            None where the target's own likelihoods are out of reach.
         exact: The world's closed form, in a world.
     """
 
     judge: Judge
-    target: SpeakingModel | None
-    other: SpeakingModel | None
+    target: GivesText | None
+    other: GivesText | None
     scorer: Workbench | None
     base: SpeakingModel | None
     exact: ExactWorld | None
@@ -121,9 +126,16 @@ def base_of(name: str) -> str:
     if name.startswith("world:"):
         which, *stages = name.removeprefix("world:").split("/")
         return "/".join([f"world:{which}", "base", *(["exact"] if "exact" in stages else [])])
+    if "://" in name:
+        return DEFAULT_MODEL  # of a server only the texts are known
     if "+" in name and not Path(name).exists():
         return name.split("+", 1)[0]
     return name
+
+
+def gives_only_text(name: str, scorer: str) -> bool:
+    """Whether a model is asked as one that only gives text: a server, unless it is the scorer as well."""
+    return name != scorer and not is_transcripts(name) and resolve(name).kind == "server"
 
 
 def read_brief(options: ProfileOptions) -> Brief:
@@ -150,7 +162,7 @@ def read_brief(options: ProfileOptions) -> Brief:
     scorer, cast, whole = "", None, None
     if world is None or options.cast or options.scorer:
         scorer = options.scorer or (DEFAULT_MODEL if said is not None else base_of(options.target))
-        resolve(scorer)
+        _check_scorer(options, scorer, notes)
         names = options.cast or ("core",)
         whole = load_casts(names)
         cast = _cut(whole, options, notes)
@@ -168,6 +180,17 @@ def read_brief(options: ProfileOptions) -> Brief:
     _check_enough(options, prompts, said)
     plan = SamplingPlan(tokens, 1.0, options.seed)
     return Brief(said, other_said, judged, cast, whole, scorer, prompts, plan, tuple(notes), tuple(paths))
+
+
+def _check_scorer(options: ProfileOptions, scorer: str, notes: list[str]) -> None:
+    """Refuse a scorer that is not here, or a tokenizer that it does not need; say whose choice it was."""
+    served = resolve(scorer).kind == "server"
+    if options.tokenizer is not None and not served:
+        raise InvalidSettings(
+            f"--tokenizer is for a server that scores; the scorer is '{scorer}'.", hint="Leave --tokenizer out."
+        )
+    if options.scorer is None and gives_only_text(options.target, scorer):
+        notes.append(f"No --scorer was named, and of a server only the texts are known: {scorer} judges them.")
 
 
 def _check_enough(options: ProfileOptions, prompts: Sequence[ProbePrompt], said: Transcripts | None) -> None:
@@ -242,18 +265,30 @@ def open_panel(options: ProfileOptions, brief: Brief) -> Panel:
 
     def bench(name: str) -> Workbench:
         if name not in benches:
-            say(f"Loading {name} …", quiet=options.quiet)
-            benches[name] = open_model(name, device=options.device, dtype=options.dtype)
+            served = resolve(name).kind == "server"
+            say(f"{'Asking' if served else 'Loading'} {name} …", quiet=options.quiet)
+            benches[name] = open_model(
+                name,
+                device=options.device,
+                dtype=options.dtype,
+                tokenizer=options.tokenizer if served else None,
+                workers=options.workers if served else None,
+            )
         return benches[name]
 
     def speaker(name: str, system: str = "") -> SpeakingModel:
         b = bench(name)
-        shown = f"{name} (with a system turn)" if system else name
-        return SpeakingModel(b.model, b.renderer, b.space, system=system, name=shown)
+        return SpeakingModel(b.model, b.renderer, b.space, system=system, name=_shown(name, system))
 
-    target = None if brief.said is not None else speaker(options.target, options.system)
+    def asked(name: str, system: str = "") -> GivesText:
+        if not gives_only_text(name, brief.scorer):
+            return speaker(name, system)
+        chat = load_chat(name, workers=options.workers)
+        return Instructed(chat, system, _shown(name, system)) if system.strip() else chat
+
+    target = None if brief.said is not None else asked(options.target, options.system)
     asks_other = options.versus is not None and brief.other_said is None
-    other = speaker(options.versus) if asks_other and options.versus else None
+    other = asked(options.versus) if asks_other and options.versus else None
     exact = ExactWorld(brief.world) if brief.world is not None else None
     if exact is not None:
         base_name = base_of(options.target)
@@ -263,8 +298,13 @@ def open_panel(options: ProfileOptions, brief: Brief) -> Panel:
     assert brief.cast is not None
     b = bench(brief.scorer)
     judge = CastJudge(b.scoring, b.model, b.renderer, brief.cast, brief.scorer)
-    differs = target is not None and (brief.scorer != options.target or bool(options.system))
+    differs = isinstance(target, SpeakingModel) and (brief.scorer != options.target or bool(options.system))
     return Panel(judge, target, other, b, speaker(brief.scorer) if differs else None, None)
+
+
+def _shown(name: str, system: str) -> str:
+    """What a reader calls a target."""
+    return f"{name} (with a system turn)" if system else name
 
 
 def power_of(options: ProfileOptions, brief: Brief, panel: Panel) -> tuple[float, str, Mapping[str, object] | None]:

@@ -78,6 +78,7 @@ def profile_json(profile: Profile, *, folder: Path) -> dict[str, object]:
         "white_box_reason": p.white_box_reason,
         "versus": _versus(p),
         "reach": _reach(p),
+        "reach_reason": p.reach_reason,
         "is_identified": p.is_identified,
         "rank": p.rank,
         "eta": p.eta,
@@ -96,7 +97,8 @@ def card_json(profile: Profile) -> dict[str, object]:
     whole = profile_json(profile, folder=Path("."))
     names = (
         "target", "system", "scorer", "cast", "n_prompts", "n_conversations", "finding", "posterior", "background",
-        "traits", "classes", "self_description", "white_box", "reach", "eta", "eta_source", "not_measurable", "notes",
+        "traits", "classes", "self_description", "white_box", "white_box_reason", "reach", "reach_reason", "eta",
+        "eta_source", "not_measurable", "notes",
     )  # fmt: skip
     return {"kind": "persona card", "version": 1, **{n: whole[n] for n in names}, **profile.provenance}
 
@@ -264,6 +266,10 @@ def print_profile(profile: Profile, folder: Path) -> None:
     if profile.white_box is not None:
         agree = "agree" if profile.white_box.agrees else "do not agree"
         console.print(Text(f"First words {agree} ({percent(profile.white_box.total_variation)} of the weight differs)"))
+    elif profile.white_box_reason:
+        console.print(Text(_printable(f"First words were not read: {profile.white_box_reason}")))
+    if profile.reach_reason:
+        console.print(Text(_printable(f"Reach was left out: {profile.reach_reason}")))
     if profile.versus is not None:
         for m in profile.versus.found[:_SHOWN]:
             console.print(Text(f"  moved: {_printable(m.label)} ({m.kind}) {m.difference:+.3f}, q {m.q:.2g}"))

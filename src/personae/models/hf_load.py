@@ -90,7 +90,7 @@ def _read(source: ModelSource, dtype: str) -> tuple[HFTokenizer, PreTrainedModel
     """Tokenizer, weights and their digest; adapters are merged in float32 before the weights are cast."""
     if source.base is None:
         folder = local_folder(source)
-        return *_read_folder(folder, source.name, dtype), _folder_digest(folder)
+        return *_read_folder(folder, source.name, dtype), folder_digest(folder)
     try:
         from personae.models.hf_adapter import merge_adapter
     except ModuleNotFoundError as error:
@@ -124,7 +124,12 @@ def load_hf_tokenizer(source: ModelSource) -> tuple[HFTokenizer, str, int]:
 
 
 def local_folder(source: ModelSource) -> Path:
-    """A folder transformers can load, made from the source if need be."""
+    """A folder transformers can load, made from the source if need be.
+
+    Raises:
+        CorruptModel, ModelNotFound, StorageError: If the files are damaged, cannot be fetched or written.
+        MissingCapability: If it is no model with files: a server, a closed form, or one that vLLM runs.
+    """
     if source.kind == "folder":
         assert source.path is not None
         return source.path
@@ -135,6 +140,13 @@ def local_folder(source: ModelSource) -> Path:
         return source.path
     if source.kind == "hub":
         return _fetch(source.name)
+    if source.kind in ("server", "exact", "vllm"):
+        raise MissingCapability(
+            f"'{source.name}' has no weights here that could be changed or read.",
+            hint=f"Name the model itself: {source.name.removeprefix('vllm:')}"
+            if source.weights
+            else "Use a model with weights here: an embedded one, a folder, a .gguf file or a hub id.",
+        )
     assert source.path is not None
     parts = source.embedded.files() if source.embedded else [source.path]
     assert parts is not None
@@ -364,7 +376,7 @@ def _card(
     )
 
 
-def _folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
     """Hash of configuration and weights; for a folder of ours the manifest already holds it."""
     manifest = folder / MANIFEST
     if manifest.is_file():

@@ -26,7 +26,15 @@ from personae.models.chat_template import ChatTemplate
 from personae.models.http_client import Json, Malformed, Patience, Refused, Server
 from personae.models.http_scoring import Found, Logs, Scorer, Way, choices_of
 from personae.models.load import load_tokenizer
-from personae.models.protocol import Completion, ModelCard, SamplingPlan, Scorable, Tokenizer, TokenLogprobs
+from personae.models.protocol import (
+    Completion,
+    ModelCard,
+    SamplingPlan,
+    Scorable,
+    Tokenizer,
+    TokenLogprobs,
+    seed_of,
+)
 
 DEFAULT_AT_ONCE = 8
 _PROMPTS = 16  # in one request
@@ -205,11 +213,6 @@ class HTTPModel:
             return Completion(tuple(int(i) for i in ids), _reported(choice, len(ids)))
 
         return self._server.post("/completions", body, read)
-
-
-def seed_of(plan: SamplingPlan, place: int) -> int:
-    """The seed of one prompt: of the plan's seed and its place, within what servers take."""
-    return int(np.random.SeedSequence([plan.seed, place]).generate_state(1)[0]) & 0x7FFFFFFF
 
 
 def _reported(choice: Json, n: int) -> NDArray[np.float32]:

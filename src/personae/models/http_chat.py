@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from personae.domain.episode import Turn
 from personae.errors import InvalidSettings
-from personae.models.http import DEFAULT_AT_ONCE, Address, describe, seed_of
+from personae.models.http import DEFAULT_AT_ONCE, Address, describe
 from personae.models.http_client import Json, Malformed, Patience, Server
 from personae.models.http_scoring import choices_of
-from personae.models.protocol import Reply, SamplingPlan
+from personae.models.protocol import Reply, SamplingPlan, seed_of
 
 
 class HTTPChat:
@@ -69,11 +69,18 @@ class HTTPChat:
         def read(answer: Json) -> Reply:
             (choice,) = choices_of(answer, self._model, 1)
             message = choice.get("message")
-            content = message.get("content") if isinstance(message, dict) else None
-            if not isinstance(message, dict) or not isinstance(content, str | None):
+            if not isinstance(message, dict):
                 raise Malformed("no message")
+            content = message.get("content") or message.get("refusal")  # what refuses is an answer, too
+            if not isinstance(content, str | None):
+                raise Malformed("a message that is no text")
             usage = answer.get("usage")
             count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-            return Reply((content or "").strip(), count if isinstance(count, int) else 0)
+            return Reply(_clean(content or ""), count if isinstance(count, int) else 0)
 
         return self._server.post("/chat/completions", body, read)
+
+
+def _clean(text: str) -> str:
+    """Without halves of letters, which replies that are cut end with and no file can hold."""
+    return text.encode("utf-8", "ignore").decode("utf-8").replace("\N{REPLACEMENT CHARACTER}", "").strip()

@@ -73,7 +73,7 @@ class Verdict:
 
 def check_laws(model: LanguageModel) -> list[Verdict]:
     """Run every law on a model and give the verdicts in order."""
-    items = _requests(model)
+    items = law_requests(model)
     tolerance = model.card.tolerance
     laws: tuple[tuple[str, str, float, Callable[[], float]], ...] = (
         ("batch", "together, in another order and twice, against alone", tolerance, lambda: _batch(model, items)),
@@ -137,7 +137,8 @@ def _episodes(phrases: Phrases) -> list[Episode]:
     return [Episode(f"law-{k}", (Turn("user", q),), a) for k, (q, a) in enumerate(pairs)]
 
 
-def _requests(model: LanguageModel) -> list[Scorable]:
+def law_requests(model: LanguageModel) -> list[Scorable]:
+    """What the laws ask: a few questions with their replies, under every frame of a persona and of none."""
     renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
     phrases = _phrases(model.tokenizer)
     frames = [f for p in _personas(phrases) for f in renderer.frames(p)]

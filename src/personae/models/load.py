@@ -23,7 +23,7 @@ def load_model(
 
     Args:
         name: See `catalogue.resolve`.
-        device: Where it runs; a server and the closed form of a world need none.
+        device: Where it runs; a server and the closed form of a world need none, vLLM has the one it was built for.
         dtype: Its arithmetic; of a server, the arithmetic it is held to.
         tokenizer: For a server: where its tokenizer is, if the server does not say.
         workers: For a server: requests at once.
@@ -31,6 +31,7 @@ def load_model(
     Raises:
         ModelNotFound, CorruptModel, InvalidSettings: See `catalogue.resolve` and `hf_load.load_hf`.
         MissingCapability: If the packages for this kind of model are not installed, or a server cannot score.
+        BackendError: If vLLM cannot run it.
         ServerError: If a server fails.
     """
     source = resolve(name)
@@ -48,6 +49,12 @@ def load_model(
         assert source.world is not None
         return ExactModel(source.world, name)
     _quiet_libraries()
+    if source.kind == "vllm":
+        try:
+            from personae.models.vllm import load_vllm
+        except ModuleNotFoundError as error:
+            raise _missing(name, error) from error
+        return load_vllm(source, device=device, dtype=dtype)
     try:
         from personae.models.hf_load import load_hf
     except ModuleNotFoundError as error:
@@ -78,6 +85,7 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, str, int]:
         MissingCapability: If the packages for it are not installed.
     """
     source = resolve(name)
+    source = source.weights or source
     if source.kind == "server":
         raise InvalidSettings(f"--tokenizer is '{name}', a server.", hint="Name a folder, a hub id or a model.")
     if source.kind == "exact":

@@ -72,6 +72,9 @@ class ModelCard:
         tolerance: Bound on the error of one token's log-probability in this arithmetic, nats; the laws
             hold the backend to it.
         licence: Licence of the weights where known.
+        noise_floor: RMS error of a summed log-likelihood, measured when the model was loaded, nats; None where it was
+            not.
+        note: What was decided when it was loaded, in words.
     """
 
     name: str
@@ -86,6 +89,8 @@ class ModelCard:
     kernel: str
     tolerance: float
     licence: str = "unknown"
+    noise_floor: float | None = None
+    note: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """The card as plain values, for `run.json` and the report."""
@@ -153,6 +158,11 @@ class SamplingPlan:
     max_tokens: int = 64
     temperature: float = 1.0
     seed: int = 0
+
+
+def seed_of(plan: SamplingPlan, place: int) -> int:
+    """The seed of one prompt, of the plan's seed and its place; within what servers and engines take."""
+    return int(np.random.SeedSequence([plan.seed, place]).generate_state(1)[0]) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,7 +21,7 @@ def with_limits(profile: Profile, *, n_parameters: int | None, calibration: Mapp
 
     Args:
         profile: Complete otherwise.
-        n_parameters: Of the scoring model; None where likelihoods are exact.
+        n_parameters: Of the scoring model; 0 where it is not known, None where likelihoods are exact.
         calibration: What was stored for this scorer and cast, if anything.
     """
     return replace(profile, not_measurable=(*_scorer(profile, n_parameters, calibration), *_weights(profile)))
@@ -31,7 +31,7 @@ def _scorer(profile: Profile, n_parameters: int | None, calibration: Mapping[str
     if n_parameters is None:
         return []
     lines: list[str] = []
-    if n_parameters < _SMALL:
+    if 0 < n_parameters < _SMALL:  # a server does not tell
         lines.append(
             f"{profile.scorer} has {n_parameters / 1e6:,.0f} million parameters: it hears manner and vocabulary, "
             "hardly intent, truth or competence. Personas that differ in these only are not told apart."

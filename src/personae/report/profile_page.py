@@ -122,7 +122,7 @@ def versus(profile: Profile) -> Markup:
 def reach(profile: Profile) -> Markup:
     """How far every persona is, and whether the model conditions as Bayes would."""
     if profile.reach is None:
-        return Markup("")
+        return fill("profile_no_reach", {"p": profile}) if profile.reach_reason else Markup("")
     charts = _pair(functools.partial(profile_figures.reach_chart, profile.reach.rows))
     return fill("profile_reach", {"r": profile.reach, "charts": charts})
 

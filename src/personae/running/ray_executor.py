@@ -35,7 +35,7 @@ _STARTS = 3
 _KNOCK_S = 10.0
 _ANY = (Exception,)  # Ray has no exception of its own for a cluster that does not start
 # Read by personae and by the libraries under it; a worker on another machine keeps its own where these are unset.
-_PASSED_ON = ("PERSONAE_HOME", "HF_HUB_OFFLINE", "PERSONAE_DEBUG")
+_PASSED_ON = ("PERSONAE_HOME", "HF_HUB_OFFLINE", "PERSONAE_DEBUG", "VLLM_CPU_KVCACHE_SPACE")
 
 
 def ray_pool(*, workers: int | None, address: str | None, gpus_per_worker: float) -> Pool:

@@ -262,6 +262,7 @@ class Profile:
         self_description: See its class; None without such a topic.
         white_box, versus, reach: See their classes; None where not measured.
         white_box_reason: Why there is no white-box route, or empty.
+        reach_reason: Why reach was asked for and left out, or empty.
         not_measurable: What cannot be said of this model with this scorer, in sentences.
         notes: What a reader must know.
         provenance: Versions, hashes, seeds.
@@ -291,6 +292,7 @@ class Profile:
     white_box_reason: str = ""
     versus: Versus | None = None
     reach: Reach | None = None
+    reach_reason: str = ""
     not_measurable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, object] = field(default_factory=dict)

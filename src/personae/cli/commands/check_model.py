@@ -38,6 +38,8 @@ def command(
         typer.echo(
             f"{card.name}: {card.n_parameters:,} parameters, {card.dtype} on {card.device}, {card.kernel} kernel"
         )
+        if card.note:
+            typer.echo(f"{card.note}; noise floor {card.noise_floor or 0.0:.2g} nats a completion")
         for v in verdicts:
             typer.echo(
                 f"{'holds ' if v.holds else 'BROKEN'}  {v.law:<16} gap {v.gap:.2g} (at most {v.tolerance:g})  {v.note}"

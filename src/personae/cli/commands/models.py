@@ -45,6 +45,7 @@ def command(as_json: opt.AsJson = False) -> int:
     typer.echo("FILE.gguf   a GGUF file, converted once")
     typer.echo("owner/name  a model of the Hugging Face hub")
     typer.echo("http://HOST:PORT/v1#NAME  a model of an OpenAI-compatible server")
+    typer.echo("vllm:NAME   one of the above that has files, run by vLLM in this process")
     typer.echo(f"world:NAME  a world with a known answer ({', '.join(worlds)}); `personae world list`")
     typer.echo("NAME+PATH   one of them with an adapter: the folder of a `personae train`, or one that peft wrote")
     typer.echo(f"\nKept under {home()} (PERSONAE_HOME changes it).")

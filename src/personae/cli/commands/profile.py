@@ -30,7 +30,7 @@ from personae.instruments.judging import CastJudge, WorldJudge
 from personae.instruments.sampling import Stage
 from personae.instruments.speaking import Interview, SpeakingModel
 from personae.models.catalogue import home
-from personae.models.protocol import SamplingPlan
+from personae.models.protocol import GivesFullDistribution, GivesText, SamplingPlan
 from personae.protocols.beliefs import CAST_LEVELS, CastBeliefs, WorldBeliefs
 from personae.protocols.first_words import MOST_PROMPTS, diagnostic, read_first_words, white_box
 from personae.protocols.profile import DEFAULT_FDR, Listened, ProfileSettings, listen, profile, versus
@@ -50,11 +50,13 @@ _REACH_PROBES = 6
 
 def command(
     target: Annotated[
-        str, typer.Argument(help="Model to profile (see `personae models`), or a file of what one said.")
+        str, typer.Argument(help="Model or server to profile (see `personae models`), or a file of what one said.")
     ],
     scorer: Annotated[
         str | None,
-        typer.Option(help="Model that judges. Default: the target's own base, else the target, else smollm2."),
+        typer.Option(
+            help="Model that judges. Default: the target's own base, else the target; smollm2 for a server or a file."
+        ),
     ] = None,
     cast: opt.CastNames = None,
     only: opt.Only = None,
@@ -65,7 +67,7 @@ def command(
     ] = None,
     system: Annotated[str, typer.Option(help="System turn under which the target speaks.")] = "",
     versus: Annotated[
-        str | None, typer.Option(help="Another model or transcripts file: what moved, prompt by prompt.")
+        str | None, typer.Option(help="Another model, server or transcripts file: what moved, prompt by prompt.")
     ] = None,
     reach: Annotated[
         bool, typer.Option("--reach", help="Also how many turns of its behaviour bring each persona to one half.")
@@ -84,6 +86,8 @@ def command(
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "float32",
+    workers: Annotated[int | None, typer.Option(min=1, help="Requests at once to a server. Default: 8.")] = None,
+    tokenizer: opt.TokenizerName = None,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> int:
@@ -111,6 +115,8 @@ def command(
             quiet=quiet,
             device=device,
             dtype=dtype,
+            workers=workers,
+            tokenizer=tokenizer,
         )
     )
 
@@ -127,13 +133,12 @@ def execute(settings: Settings) -> int:
     panel = open_panel(settings, brief)
     eta, source, calibration = power_of(settings, brief, panel)
     chosen = replace(chosen, eta=eta, eta_source=source)
-    said = brief.said or _ask(panel.target, brief, settings, brief.plan)
+    said, asked = _said(brief.said, panel.target, brief, settings, brief.plan)
     write_transcripts(folder, "transcripts", said)
     listened = _judge(said, panel, "Scoring", settings)
     write_evidence(folder, "evidence", listened, panel.judge)
-    result, mix = profile(
-        listened, panel.judge, brief.prompts, settings=chosen, system=settings.system, notes=brief.notes
-    )
+    notes = (*brief.notes, *asked)
+    result, mix = profile(listened, panel.judge, brief.prompts, settings=chosen, system=settings.system, notes=notes)
     result = _first_words(result, mix, brief, panel, settings, folder)
     if settings.versus is not None:
         result = _versus(result, listened, mix, brief, panel, settings, chosen, folder)
@@ -162,27 +167,38 @@ def _write(folder: Path, result: Profile, settings: Settings, page: str, card: s
 
 def _cards(panel: Panel) -> dict[str, object]:
     cards: dict[str, object] = {}
-    if panel.target is not None:
+    if isinstance(panel.target, SpeakingModel):
         cards["target_card"] = panel.target.model.card.to_dict()
     if panel.judge.card is not None:
         cards["scorer_card"] = panel.judge.card.to_dict()
     return cards
 
 
-def _ask(target: SpeakingModel | None, brief: Brief, settings: Settings, plan: SamplingPlan) -> Transcripts:
+def _said(
+    given: Transcripts | None, target: GivesText | None, brief: Brief, settings: Settings, plan: SamplingPlan
+) -> tuple[Transcripts, tuple[str, ...]]:
+    """What is given, or what a target says now, with a note on what was asked of one that only gives text."""
+    if given is not None:
+        return given, ()
     assert target is not None
     total = sum(len(p.turns) for p in brief.prompts) * settings.n
+    sampled: list[int] = []
     with progress_bar("Asking", total, quiet=settings.quiet, unit="turns") as told:
 
         def started(turns: int) -> Callable[[int], None]:
+            sampled.append(turns)
             told(total - turns)
             if turns:
                 say(f"Asking {target.name}: {turns:,} replies to sample", quiet=settings.quiet)
             return told
 
-        return Interview(target, home() / "transcripts").hold(
+        said = Interview(target, home() / "transcripts").hold(
             brief.prompts, plan, n_samples=settings.n, started=started
         )
+    if isinstance(target, SpeakingModel):
+        return said, ()
+    counts = f"{sum(sampled)} sampled now, {total - sum(sampled)} kept from before"
+    return said, (f"{target.name} was asked for {total} replies ({counts}); {said.n_empty} are empty.",)
 
 
 def _judge(said: Transcripts, panel: Panel, label: str, settings: Settings) -> Listened:
@@ -198,6 +214,8 @@ def _hidden(panel: Panel) -> str:
     """Why first words cannot be read, or empty."""
     if panel.target is None:
         return "the target is a file of transcripts, of which only the texts are known"
+    if not isinstance(panel.target, SpeakingModel):
+        return f"{panel.target.name} is a server, of which only the texts are known"
     if not panel.target.gives_distribution:
         return f"{panel.target.name} does not give its distribution"
     card = panel.judge.card
@@ -215,7 +233,7 @@ def _first_words(
         reason = "there is only one prompt"
     if reason:
         return replace(result, white_box_reason=reason)
-    assert panel.target is not None
+    assert isinstance(panel.target, SpeakingModel)
     judge = panel.judge
     with progress_bar("First words", judge.n_frames * len(probes), quiet=settings.quiet, unit="prompts") as told:
         words = read_first_words(panel.target, judge, probes, advance=told)
@@ -239,17 +257,21 @@ def _versus(
     folder: Path,
 ) -> Profile:
     plan = replace(brief.plan, seed=brief.plan.seed + OTHER_SEED)
-    said = brief.other_said or _ask(panel.other, brief, settings, plan)
+    said, asked = _said(brief.other_said, panel.other, brief, settings, plan)
     write_transcripts(folder, "transcripts-other", said)
     other = _judge(said, panel, "Scoring the other", settings)
     write_evidence(folder, "evidence-other", other, panel.judge)
     other_mix = persona_mix(
         other.heard.log_likelihood, panel.judge.log_prior, prompt=other.prompt, eta=chosen.eta, seed=chosen.seed
     )
-    return replace(result, versus=versus(listened, other, panel.judge, (mix, other_mix), settings=chosen))
+    moved = versus(listened, other, panel.judge, (mix, other_mix), settings=chosen)
+    return replace(result, versus=moved, notes=(*result.notes, *asked))
 
 
 def _reach(result: Profile, brief: Brief, panel: Panel, settings: Settings, folder: Path) -> Profile:
+    reason = _unreachable(panel)
+    if reason:
+        return replace(result, reach_reason=reason)
     reader = _reader(brief, panel, settings)
     with progress_bar("Reach", len(reader.components), quiet=settings.quiet, unit="personas") as told:
         found, raw = reach(reader, seed=settings.seed, advance=told)
@@ -257,9 +279,18 @@ def _reach(result: Profile, brief: Brief, panel: Panel, settings: Settings, fold
     return replace(result, reach=found)
 
 
+def _unreachable(panel: Panel) -> str:
+    """Why reach cannot be measured, or empty: outside worlds it compares first words of target and scorer."""
+    if panel.exact is not None:
+        return ""
+    if panel.scorer is not None and not isinstance(panel.scorer.model, GivesFullDistribution):
+        return f"{panel.judge.scorer} does not give its distribution"
+    return _hidden(panel)
+
+
 def _reader(brief: Brief, panel: Panel, settings: Settings) -> BeliefReader:
     target, judge = panel.target, panel.judge
-    assert target is not None
+    assert isinstance(target, SpeakingModel)
     if isinstance(judge, WorldJudge):
         assert panel.exact is not None
         base = panel.base.model if panel.base is not None else None
