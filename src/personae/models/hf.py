@@ -34,7 +34,14 @@ from personae.models.hf_distributions import HiddenDistributions
 from personae.models.hf_hooks import edited, gatherer, read_part, read_states
 from personae.models.hf_memory import memory_errors
 from personae.models.hf_tokenizer import HFTokenizer
-from personae.models.protocol import Completion, ModelCard, SamplingPlan, Scorable, TokenLogprobs
+from personae.models.protocol import (
+    Completion,
+    ModelCard,
+    SamplingPlan,
+    Scorable,
+    TokenDistributions,
+    TokenLogprobs,
+)
 
 # Tokens in one padded batch. On CPUs larger batches spill the caches; on GPUs they fill the card.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
@@ -124,6 +131,15 @@ class HFModel:
                         first, last = batch[i].start - 1 - len(prefix), len(batch[i].token_ids) - 1 - len(prefix)
                         results[i] = HiddenDistributions(self._logits, hidden[row, first:last].clone())
         return [r for r in results if r is not None]
+
+    def states_of(self, made: TokenDistributions) -> NDArray[np.float32]:
+        """Last hidden states of a distribution, shape (n_places, d_model)."""
+        assert isinstance(made, HiddenDistributions)
+        return made.hidden.float().cpu().numpy()
+
+    def from_states(self, states: NDArray[np.float32]) -> HiddenDistributions:
+        """The distributions that `states_of` was given."""
+        return HiddenDistributions(self._logits, torch.from_numpy(states).to(self._device, self._model.dtype))
 
     def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
         """Log-probabilities of every next token after `prompt`, nats, shape (vocab_size,)."""
