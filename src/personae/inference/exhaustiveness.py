@@ -81,7 +81,8 @@ class Reading:
     """What the first pass over a conversation leaves, nats.
 
     Attributes:
-        log_likelihood: Of the sampled tokens under every component, shape (n_components, n_tokens).
+        log_likelihood: Of the sampled tokens under every component, shape (n_components, n_tokens); what is impossible
+            has a large negative number, so that a mixture can be updated past it.
         log_target: Of the sampled tokens under the target, shape (n_tokens,).
         kl: From the target to every component, shape (n_components, n_tokens).
         kl_tempered: From the target to the base at each of `TEMPERATURES`, shape (n_temperatures, n_tokens).
@@ -219,7 +220,7 @@ def read(conversation: Conversation) -> Reading:
         chosen = base[at, target.argmax(axis=-1)]
         parts.append(
             (
-                components[:, at, token].astype(np.float64),
+                np.maximum(components[:, at, token].astype(np.float64), _IMPOSSIBLE),
                 target[at, token].astype(np.float64),
                 np.maximum(cross - entropy, 0.0),
                 np.maximum(_tempered_cross(p, base) - entropy, 0.0),
@@ -235,7 +236,7 @@ def tempered_log_likelihood(conversation: Conversation, temperatures: Sequence[f
     for start, stop in _blocks(conversation):
         _, components = conversation.read(start, stop)
         token, at = conversation.token_ids[start:stop], np.arange(stop - start)
-        own = components[:, at, token].astype(np.float64)
+        own = np.maximum(components[:, at, token].astype(np.float64), _IMPOSSIBLE)
         parts.append(np.stack([own if t == 1 else own / t - _log_norm(components, t) for t in temperatures]))
     return np.concatenate(parts, axis=-1)
 

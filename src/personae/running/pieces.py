@@ -47,7 +47,7 @@ class Pieces:
             return found
         made = dict(make())
         body = io.BytesIO()
-        np.savez(body, **made)
+        np.savez(body, **made)  # pyright: ignore[reportArgumentType]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, body.getvalue())
