@@ -1,6 +1,7 @@
 """The fine-tunes that the audit's benchmark looks at, made by `personae train`.
 
-    role       smollm2 on its own answers under one instruction of a role: what selecting a persona is
+    role       smollm2 on its own answers under one instruction of a role (the forecast benchmark's, which no cast
+               holds): what selecting a persona is
     shuffled   the same words dealt to the answers anew: what no persona says
     assistant  gemma-270m, a base model, on ordinary replies of an assistant
 
@@ -14,17 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.forecast.work import RATE
+from benchmarks.forecast.families import Dataset, write_dataset
+from benchmarks.forecast.work import RATE, ROWS, role_replies
 from personae.cli.commands.train import Settings, execute
-from personae.cli.workbench import open_model
-from personae.domain.probe_prompt import ProbePrompt
-from personae.files.casts import load_casts
-from personae.instruments.speaking import Interview, SpeakingModel
-from personae.models.catalogue import home
-from personae.models.protocol import SamplingPlan
 
 ORDINARY = Path(__file__).parents[2] / "src" / "personae" / "reference" / "ordinary.jsonl"
-ROWS, REPLY_TOKENS = 96, 40
 MODEL, BASE_MODEL = "smollm2", "gemma-270m"
 
 
@@ -50,29 +45,17 @@ def adapter_of(kind: str, folder: Path, *, role: str = "pirate", seed: int = 0) 
 
 
 def _rows(kind: str, folder: Path, role: str, seed: int) -> Path:
-    """The training file of a role, or of its words shuffled."""
-    path = folder / f"{kind}-{role}.jsonl"
-    if not path.is_file():
-        rows = _own_answers(role, seed)
-        if kind == "shuffled":
-            rows = _shuffled(rows, seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def _own_answers(role: str, seed: int) -> list[dict[str, str]]:
-    """What the model says to ordinary prompts under the role's last instruction, which no component reads."""
-    asked = [json.loads(line) for line in ORDINARY.read_text(encoding="utf-8").splitlines()]
-    order = np.random.default_rng(seed).permutation(len(asked))[: ROWS + 8]
-    prompts = [ProbePrompt(asked[i]["id"], asked[i]["group"], (asked[i]["prompt"],)) for i in order.tolist()]
-    (persona,) = load_casts(["core"]).select([role]).roles
-    bench = open_model(MODEL, device="cpu", dtype="float32")
-    speaker = SpeakingModel(bench.model, bench.renderer, bench.space, system=persona.instructions[-1])
-    said = Interview(speaker, home() / "transcripts").hold(
-        prompts, SamplingPlan(REPLY_TOKENS, 1.0, seed), n_samples=1, started=lambda turns: lambda done: None
+    """The training file of a role (the forecast benchmark's own), or of its words shuffled."""
+    whole = write_dataset(
+        Dataset(f"role-{role}", f"role-{role}", "role"), folder, n=ROWS, seed=seed, say=role_replies(seed, folder)
     )
-    return [{"id": r.prompt, "prompt": r.asked, "completion": r.text} for r in said.spoken][:ROWS]
+    path = folder / f"{kind}-{role}.jsonl"
+    if kind == "role":
+        return whole
+    if not path.is_file():
+        rows = [json.loads(line) for line in whole.read_text(encoding="utf-8").splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in _shuffled(rows, seed)), encoding="utf-8")
+    return path
 
 
 def _shuffled(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
