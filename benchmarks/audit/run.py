@@ -15,12 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.audit.adapters import BASE_MODEL, MODEL, adapter_of
 from benchmarks.environment import write_result
-from personae.cli.commands import audit as audit_command
+from personae.cli.audit_files import load_log, save_log
 from personae.cli.commands import profile as profile_command
+from personae.files.casts import load_casts
+from personae.instruments.keeping import Shelf, keep
+from personae.models.catalogue import home
+from personae.models.load import load_model
+from personae.models.soft_prompt import SoftPromptPlan
+from personae.protocols.audit import measure
+from personae.protocols.audit_conclusions import conclude
+from personae.protocols.audit_material import QUICK, built_in_material
+from personae.protocols.audit_parties import parties
+from personae.report.audit_finding import audit_finding
 
 RIVALS = ("helpful_assistant", "teacher", "wizard")
 
@@ -50,6 +61,7 @@ def role(args: argparse.Namespace) -> dict[str, object]:
     for kind in ("role", "shuffled"):
         target = adapter_of(kind, args.folder, role=args.role, seed=args.seed)
         out = args.folder / f"{kind}-{args.role}"
+        args.soft_prompt *= kind == "role"  # a ceiling for what no persona says is not asked for
         found[kind] = {
             "profile": profiled(target, ",".join(names), out / "profile", args.seed),
             "audit": audited(target, MODEL, ",".join(names), out / "audit", args),
@@ -107,9 +119,10 @@ def assistant(args: argparse.Namespace) -> dict[str, object]:
     """A base model before and after it was taught an assistant's replies."""
     names = "helpful_assistant,customer_service_bot,teacher,pirate"
     target = adapter_of("assistant", args.folder, seed=args.seed)
-    before = audited(BASE_MODEL, BASE_MODEL, names, args.folder / "assistant-before", args)
-    after = audited(target, BASE_MODEL, names, args.folder / "assistant-after", args)
-    return {"before": before, "after": after}
+    after = audited(target, BASE_MODEL, names, args.folder / "assistant" / "audit", args, ("coin",))
+    # Before: the base against itself has no ladder; its own swing is that of the cells marked "base".
+    before = {what: swing for what, swing in after["coin"].items() if what.endswith(": base")}
+    return {"coin_before": before, "after": after}
 
 
 def profiled(target: str, only: str, out: Path, seed: int) -> dict:
@@ -125,30 +138,32 @@ def profiled(target: str, only: str, out: Path, seed: int) -> dict:
     }
 
 
-def audited(target: str, base: str, only: str, out: Path, args: argparse.Namespace) -> dict:
-    """Ladder, rivals and coin of a quick audit."""
-    if not (out / "audit.json").is_file():
-        settings = audit_command.Settings(
-            target,
-            base,
-            only=only,
-            soft_prompt=args.soft_prompt,
-            quick=True,
-            out=str(out),
-            seed=args.seed,
-            quiet=True,
+def audited(
+    target: str, base: str, only: str, out: Path, args: argparse.Namespace, protocols: Sequence[str] = ()
+) -> dict:
+    """The ladder of a quick audit, and other protocols where they are wanted."""
+    if not (out / "log.json").is_file():
+        cast, shelf = load_casts(["core"]).select(only.split(",")), Shelf(home() / "passes")
+        who = parties(keep(load_model(target), shelf), keep(load_model(base), shelf), cast)
+        soft = SoftPromptPlan(args.soft_prompt, seed=args.seed) if args.soft_prompt else None
+        material = built_in_material(QUICK, seed=args.seed)
+        log = measure(
+            who, material, QUICK, cast=cast, seed=args.seed, protocols=("ladder", *protocols), soft=soft, shelf=shelf
         )
-        audit_command.execute(settings)
-    found = json.loads((out / "audit.json").read_text(encoding="utf-8"))
-    rows = [*found["rungs"], *([found["alone"]] if found["alone"] else []), *found["rivals"]]
+        log.facts.update(post=target, base=base, cast=only)
+        out.mkdir(parents=True, exist_ok=True)
+        save_log(out, log)
+        shelf.clear()
+    found = conclude(load_log(out))
+    rows = [*found.rungs, *([found.alone] if found.alone else []), *found.rivals]
     return {
-        "finding": found["finding"],
-        "undefined": found["undefined"],
-        "kl_per_token": found["kl_per_token"],
-        "rungs": {r["id"]: [r["share"], r["low"], r["high"]] for r in rows},
-        "weights": dict(found["weights"]),
-        "coin": {s["what"]: [s["probability"], s["probability_low"], s["probability_high"]] for s in found["swings"]},
-        "router_ratio": found["router_ratio"],
+        "finding": audit_finding(found),
+        "undefined": found.undefined,
+        "kl_per_token": found.kl_per_token,
+        "rungs": {r.id: [r.share, r.low, r.high] for r in rows},
+        "weights": dict(found.weights),
+        "coin": {s.what: [s.probability, s.probability_low, s.probability_high] for s in found.swings},
+        "notes": list(found.notes),
     }
 
 

@@ -32,8 +32,8 @@ from personae.worlds.asking import CONVERSATIONS, world_prompts
 from personae.worlds.exact import ExactWorld
 from personae.worlds.spec import World
 
-MAX_TOKENS, QUICK_TOKENS = 20, 16
-QUICK_PROMPTS, QUICK_CONVERSATIONS = 24, 150
+MAX_TOKENS, QUICK_TOKENS = 20, 12
+QUICK_PROMPTS, QUICK_CONVERSATIONS = 20, 150  # two prompts of each topic
 OTHER_SEED = 7_919  # the other arm of --versus is sampled anew, or a model against itself would say the same words
 
 

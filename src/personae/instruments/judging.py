@@ -121,6 +121,10 @@ class Judge(Protocol):
         """Log-likelihoods of conversations under every component."""
         ...
 
+    def expect(self, dialogues: Sequence[Dialogue]) -> None:
+        """Know that `first_words` of these dialogues will be wanted: `hear` may read them where that is cheap."""
+        ...
+
     def read_ahead(self, dialogues: Sequence[Dialogue], *, advance: Callable[[int], None]) -> None:
         """Do together what `first_words` of these dialogues needs: the same numbers, sooner."""
         ...
@@ -153,6 +157,7 @@ class CastJudge:
         self.log_prior = cast.log_prior
         self._frames = cast_frames(cast, renderer)
         self._ahead: dict[tuple[Frame, Dialogue], TokenDistributions] = {}
+        self._expected: tuple[Dialogue, ...] = ()
 
     @property
     def cast(self) -> Cast:
@@ -166,7 +171,9 @@ class CastJudge:
             ContextOverflow, RenderingError: If a conversation does not fit or cannot be written by the template.
             StorageError: If scores cannot be kept.
         """
-        evidence = self._scoring.evidence(self._cast, episodes, started=started)
+        evidence = self._scoring.evidence(
+            self._cast, episodes, started=started, meanwhile=lambda frame: self._read_frame(frame, self._expected)
+        )
         table = sum_by_group(evidence.matrix(self._cast.component_ids), evidence.group, evidence.weight)
         tokens = sum_by_group(evidence.n_tokens[:, None].astype(np.float64), evidence.group, evidence.weight)
         ratios = np.zeros((len(episodes), len(self._cast.traits)))
@@ -176,18 +183,25 @@ class CastJudge:
         names = tuple(dict.fromkeys(e.group for e in episodes))
         return Heard(names, table, ratios, tokens[:, 0].astype(np.int64))
 
+    def expect(self, dialogues: Sequence[Dialogue]) -> None:
+        """Have `hear` read the first words of these dialogues under a frame while its pass is at hand."""
+        self._expected = tuple(dialogues)
+
     def read_ahead(self, dialogues: Sequence[Dialogue], *, advance: Callable[[int], None]) -> None:
         """Read first words frame by frame: dialogues of one frame share its pass. `advance` is told of each.
 
         Kept are the states that distributions are made from, which are small.
         """
-        if not isinstance(self._model, GivesDistributions):
-            return
         for frame in self._frames:
-            items = [self._asked(frame, d) for d in dialogues]
-            made = self._model.distributions([Scorable(i.token_ids[: i.start + 1], i.start, i.shared) for i in items])
-            self._ahead.update(((frame, d), m) for d, m in zip(dialogues, made, strict=True))
+            self._read_frame(frame, dialogues)
             advance(len(dialogues))
+
+    def _read_frame(self, frame: Frame, dialogues: Sequence[Dialogue]) -> None:
+        new = [d for d in dialogues if (frame, d) not in self._ahead]
+        if new and isinstance(self._model, GivesDistributions):
+            items = [self._asked(frame, d) for d in new]
+            made = self._model.distributions([Scorable(i.token_ids[: i.start + 1], i.start, i.shared) for i in items])
+            self._ahead.update(((frame, d), m) for d, m in zip(new, made, strict=True))
 
     def first_words(
         self, dialogue: Dialogue, *, advance: Callable[[int], None], only: Collection[str] | None = None
@@ -201,7 +215,7 @@ class CastJudge:
                 known = self._ahead.get((frame, dialogue))
                 row = self._next(self._model, frame, dialogue) if known is None else known.log_probs(0, 1)[0]
                 said.setdefault(frame.persona, []).append(row.astype(np.float64))
-                advance(known is None)
+                advance(int(known is None))
         return np.stack([np.logaddexp.reduce(rows, axis=0) - np.log(len(rows)) for rows in said.values()])
 
     @property
@@ -287,6 +301,9 @@ class WorldJudge:
             ratios[:, r] = np.asarray(logsumexp(said[:, pos], axis=1)) - np.asarray(logsumexp(said[:, neg], axis=1))
         notes = (f"{n_foreign} replies were no answers to their question and count for nobody.",) if n_foreign else ()
         return Heard(tuple(place), np.column_stack([said, strange]), ratios, tokens, notes)
+
+    def expect(self, dialogues: Sequence[Dialogue]) -> None:
+        """Nothing: tables are at hand."""
 
     def read_ahead(self, dialogues: Sequence[Dialogue], *, advance: Callable[[int], None]) -> None:
         """Nothing: tables are at hand."""

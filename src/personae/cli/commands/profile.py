@@ -32,7 +32,7 @@ from personae.instruments.speaking import Interview, SpeakingModel
 from personae.models.catalogue import home
 from personae.models.protocol import SamplingPlan
 from personae.protocols.beliefs import CAST_LEVELS, CastBeliefs, WorldBeliefs
-from personae.protocols.first_words import MOST_PROMPTS, diagnostic, read_first_words, white_box
+from personae.protocols.first_words import MOST_PROMPTS, diagnostic, first_dialogue, read_first_words, white_box
 from personae.protocols.profile import DEFAULT_FDR, Listened, ProfileSettings, listen, profile, versus
 from personae.protocols.profile_limits import with_limits
 from personae.protocols.reach import BeliefReader, reach
@@ -73,7 +73,7 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and shorter replies: wider intervals.")] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="Conversations from every prompt.")] = 1,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of a reply. Default: 20, or 16 with --quick.")
+        int | None, typer.Option(min=1, help="Most tokens of a reply. Default: 20, or 12 with --quick.")
     ] = None,
     eta: Annotated[
         float | None, typer.Option(help="Power on the likelihood. Default: as calibrated, else 0.25; 1 in a world.")
@@ -129,6 +129,8 @@ def execute(settings: Settings) -> int:
     chosen = replace(chosen, eta=eta, eta_source=source)
     said = brief.said or _ask(panel.target, brief, settings, brief.plan)
     write_transcripts(folder, "transcripts", said)
+    if not _hidden(panel):
+        panel.judge.expect([first_dialogue(p) for p in _probes(brief, panel, settings)])
     listened = _judge(said, panel, "Scoring", settings)
     write_evidence(folder, "evidence", listened, panel.judge)
     result, mix = profile(
@@ -190,7 +192,8 @@ def _judge(said: Transcripts, panel: Panel, label: str, settings: Settings) -> L
         return listen(said, panel.judge, started=started)
 
 
-def _probes(brief: Brief, panel: Panel, n: int) -> tuple[ProbePrompt, ...]:
+def _probes(brief: Brief, panel: Panel, settings: Settings) -> tuple[ProbePrompt, ...]:
+    n = _QUICK_FIRST_WORDS if settings.quick else MOST_PROMPTS
     return single_questions(panel.exact) if panel.exact is not None else diagnostic(brief.prompts, n)
 
 
@@ -210,7 +213,7 @@ def _first_words(
     result: Profile, mix: PersonaMix, brief: Brief, panel: Panel, settings: Settings, folder: Path
 ) -> Profile:
     reason = _hidden(panel)
-    probes = _probes(brief, panel, _QUICK_FIRST_WORDS if settings.quick else MOST_PROMPTS)
+    probes = _probes(brief, panel, settings)
     if not reason and len(probes) < 2:
         reason = "there is only one prompt"
     if reason:
