@@ -1,6 +1,6 @@
 """A 70/30 mix of two roles, as a real scorer hears it: what is recovered, and why the rest is not.
 
-    python -m benchmarks.audit.mix [--prompts 40] [--max-tokens 16]
+    python -m benchmarks.audit.mix [--prompts 40] [--max-tokens 16] [--roles A,B,C]
 
 The model speaks under the last instruction of each of six roles and is scored under their first two. Conversations with
 odd prompts are labelled: they fit power and offsets and give the confusion matrix. Those with even prompts make
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--roles", default=CAST)
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--max-tokens", type=int, default=16)
+    parser.add_argument("--scoring", type=int, default=2, help="instructions of each role that score")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     began = time.time()
@@ -84,7 +85,7 @@ def heard(
     args: argparse.Namespace, roles: list[str]
 ) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], Floats]:
     """Log-likelihoods of every role's conversations under every component, who spoke, tokens, halves, and the prior."""
-    scorers, held_out = split_paraphrases(load_casts(["core"]).select(roles), 2)
+    scorers, held_out = split_paraphrases(load_casts(["core"]).select(roles), args.scoring)
     bench = open_model(args.model, device="cpu", dtype="float32")
     judge = CastJudge(bench.scoring, bench.model, bench.renderer, scorers)
     order = [next(i for i, c in enumerate(judge.components) if c.id == r) for r in roles]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from personae.errors import InvalidSettings
-from personae.inference.judge_bias import confusion, deconvolved, fit_judge_bias, without_bias
+from personae.inference.judge_bias import confusion, deconvolved, fit_judge_bias, turned_round, without_bias
 from personae.inference.mixture import fit_mixture
 
 K, N, PRIOR = 4, 800, np.full(4, np.log(0.25))
@@ -42,7 +42,11 @@ def test_favour_is_found_and_weights_come_right() -> None:
     mended = fit_mixture(without_bias(mixed, m, bias), PRIOR, eta=bias.eta).weight
     assert np.abs(raw - truth).max() > 0.15, "the favoured persona takes what is not its own"
     assert np.abs(mended - truth).max() <= 0.07
+    whole = turned_round(table, who, n, mixed, m)
+    assert (whole.low <= truth + 1e-9).all()
+    assert (truth <= whole.high + 1e-9).all()
     turned = deconvolved(mixed, m, bias, confusion(table, who, bias, n))
+    np.testing.assert_allclose(whole.weight, turned)
     assert np.abs(turned - truth).max() <= 0.1
     assert turned.sum() == pytest.approx(1)
 

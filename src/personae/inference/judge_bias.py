@@ -104,9 +104,61 @@ def confusion(log_likelihood: Floats, label: Ints, bias: JudgeBias, n_tokens: In
     return np.stack([heard[label == j].mean(axis=0) for j in range(k)])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Turned:
+    """Weights by the confusion of known speakers turned round.
+
+    Attributes:
+        weight, low, high: With 90% intervals, labelled and other conversations resampled, shape (k,).
+        confusion: Mean responsibilities of the conversations of every speaker, shape (k, k); row: speaker.
+        bias: What labels said of the judge.
+    """
+
+    weight: Floats
+    low: Floats
+    high: Floats
+    confusion: Floats
+    bias: JudgeBias
+
+
+def turned_round(
+    known: Floats, label: Ints, n_known: Ints, heard: Floats, n_heard: Ints, *, n_draws: int = 200, seed: int = 0
+) -> Turned:
+    """Weights of unknown speakers whose conversations would be heard as these were.
+
+    Args:
+        known: Log-likelihoods of labelled conversations, nats, shape (n, k); every column has spoken.
+        label: Who spoke, shape (n,).
+        n_known: Scored tokens of the labelled, shape (n,).
+        heard: Log-likelihoods of the others, shape (m, k).
+        n_heard: Scored tokens of the others, shape (m,).
+        n_draws: Resamples.
+        seed: Of resamples.
+    """
+    bias = fit_judge_bias(known, label, n_known)
+    k = known.shape[1]
+    of_known = softmax(bias.eta * without_bias(known, n_known, bias), axis=1)
+    of_heard = softmax(bias.eta * without_bias(heard, n_heard, bias), axis=1)
+    groups = [np.flatnonzero(label == j) for j in range(k)]
+    rng = np.random.default_rng([seed, 67])
+    draws = np.empty((n_draws, k))
+    for d in range(n_draws):
+        table = np.stack([of_known[rng.choice(g, len(g))].mean(axis=0) for g in groups])
+        draws[d] = _on_simplex(table, of_heard[rng.integers(len(of_heard), size=len(of_heard))].mean(axis=0))
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    table = np.stack([of_known[g].mean(axis=0) for g in groups])
+    weight = _on_simplex(table, of_heard.mean(axis=0))
+    return Turned(weight, np.minimum(low, weight), np.maximum(high, weight), table, bias)
+
+
 def deconvolved(log_likelihood: Floats, n_tokens: Ints, bias: JudgeBias, table: Floats) -> Floats:
     """Weights whose conversations would be heard as these were: least squares on the simplex, shape (k,)."""
     heard = softmax(bias.eta * without_bias(log_likelihood, n_tokens, bias), axis=1).mean(axis=0)
+    return _on_simplex(table, heard)
+
+
+def _on_simplex(table: Floats, heard: Floats) -> Floats:
+    """Weights >= 0 of sum 1 for which table' weights is nearest to what was heard, by least squares."""
     left = np.vstack([table.T, np.full((1, len(table)), _ONE)])
     weights, _ = nnls(left, np.append(heard, _ONE))
     return weights / weights.sum()
