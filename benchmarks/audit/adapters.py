@@ -23,10 +23,9 @@ ORDINARY = Path(__file__).parents[2] / "src" / "personae" / "reference" / "ordin
 MODEL, BASE_MODEL = "smollm2", "gemma-270m"
 
 
-def adapter_of(kind: str, folder: Path, *, role: str = "pirate", seed: int = 0) -> str:
-    """Name of the model with an adapter, which is made if it is not there."""
-    name = kind if kind == "assistant" else f"{kind}-{role}"
-    out = folder / name
+def adapter_of(kind: str, folder: Path, *, role: str = "pirate", seed: int = 0, rows: int = ROWS) -> str:
+    """Name of the model with an adapter, trained on so many rows; it is made if it is not there."""
+    out = folder / (f"{kind}-{rows}" if kind == "assistant" else f"{kind}-{role}-{rows}")
     model = BASE_MODEL if kind == "assistant" else MODEL
     if not (out / "adapter" / "adapter_model.safetensors").is_file():
         data = ORDINARY if kind == "assistant" else _rows(kind, folder, role, seed)
@@ -35,7 +34,7 @@ def adapter_of(kind: str, folder: Path, *, role: str = "pirate", seed: int = 0) 
             model=model,
             learning_rate=RATE["sft"],
             schedule="constant",
-            limit=ROWS,
+            limit=rows,
             out=str(out),
             seed=seed,
             dtype="bfloat16",

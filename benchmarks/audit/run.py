@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("part", choices=tuple(PARTS))
     parser.add_argument("--folder", type=Path, default=Path("runs/audit-benchmark"))
     parser.add_argument("--role", default="pirate")
+    parser.add_argument("--rows", type=int, default=96, help="that fine-tunes see")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=12, help="of each comparison of the null")
     parser.add_argument("--soft-prompt", type=int, default=4)
@@ -59,8 +60,8 @@ def role(args: argparse.Namespace) -> dict[str, object]:
     names = [args.role, *(r for r in RIVALS if r != args.role)]
     found: dict[str, dict] = {}
     for kind in ("role", "shuffled"):
-        target = adapter_of(kind, args.folder, role=args.role, seed=args.seed)
-        out = args.folder / f"{kind}-{args.role}"
+        target = adapter_of(kind, args.folder, role=args.role, seed=args.seed, rows=args.rows)
+        out = args.folder / f"{kind}-{args.role}-{args.rows}"
         args.soft_prompt *= kind == "role"  # a ceiling for what no persona says is not asked for
         found[kind] = {
             "profile": profiled(target, ",".join(names), out / "profile", args.seed),
@@ -118,8 +119,9 @@ def null(args: argparse.Namespace) -> dict[str, object]:
 def assistant(args: argparse.Namespace) -> dict[str, object]:
     """A base model before and after it was taught an assistant's replies."""
     names = "helpful_assistant,customer_service_bot,teacher,pirate"
-    target = adapter_of("assistant", args.folder, seed=args.seed)
-    after = audited(target, BASE_MODEL, names, args.folder / "assistant" / "audit", args, ("coin",))
+    target = adapter_of("assistant", args.folder, seed=args.seed, rows=args.rows)
+    out = args.folder / f"assistant-{args.rows}" / "audit"
+    after = audited(target, BASE_MODEL, names, out, args, ("coin",))
     # Before: the base against itself has no ladder; its own swing is that of the cells marked "base".
     before = {what: swing for what, swing in after["coin"].items() if what.endswith(": base")}
     return {"coin_before": before, "after": after}
