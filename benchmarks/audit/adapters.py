@@ -46,7 +46,12 @@ def adapter_of(kind: str, folder: Path, *, role: str = "pirate", seed: int = 0, 
 def _rows(kind: str, folder: Path, role: str, seed: int) -> Path:
     """The training file of a role (the forecast benchmark's own), or of its words shuffled."""
     whole = write_dataset(
-        Dataset(f"role-{role}", f"role-{role}", "role"), folder, n=ROWS, seed=seed, say=role_replies(seed, folder)
+        Dataset(f"role-{role}", f"role-{role}", "role"),
+        folder,
+        n=ROWS,
+        seed=seed,
+        evals=None,
+        say=role_replies(seed, folder),
     )
     path = folder / f"{kind}-{role}.jsonl"
     if kind == "role":
