@@ -6,7 +6,7 @@
     python -m benchmarks.audit.run assistant   a base model before and after a fine-tune on an assistant's replies
 
 Each is resumable (what was said, scored and trained is kept in --folder and PERSONAE_HOME) and writes
-benchmarks/results/audit-PART.json with date, processor, seeds and versions. A 70/30 mix of two roles is
+benchmarks/results/audit-PART-ROWS.json with date, processor, seeds and versions. A 70/30 mix of two roles is
 `benchmarks.audit.mix`.
 """
 
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/audit-benchmark"))
     parser.add_argument("--role", default="pirate")
     parser.add_argument("--rows", type=int, default=96, help="that fine-tunes see")
+    parser.add_argument("--kinds", nargs="+", choices=("role", "shuffled"), default=["role", "shuffled"])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=12, help="of each comparison of the null")
     parser.add_argument("--soft-prompt", type=int, default=4)
@@ -52,14 +53,15 @@ def main() -> None:
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "folder"}
     body = {"settings": settings, "seconds": round(time.time() - began, 1), **body}
     print(json.dumps(body, indent=1))
-    print(write_result(f"audit-{args.part}", body))
+    suffix = f"-{args.rows}" if args.part != "null" else ""
+    print(write_result(f"audit-{args.part}{suffix}", body))
 
 
 def role(args: argparse.Namespace) -> dict[str, object]:
     """A persona that was selected by training, against training on no persona's words."""
     names = [args.role, *(r for r in RIVALS if r != args.role)]
     found: dict[str, dict] = {}
-    for kind in ("role", "shuffled"):
+    for kind in args.kinds:
         target = adapter_of(kind, args.folder, role=args.role, seed=args.seed, rows=args.rows)
         out = args.folder / f"{kind}-{args.role}-{args.rows}"
         args.soft_prompt *= kind == "role"  # a ceiling for what no persona says is not asked for
@@ -69,14 +71,14 @@ def role(args: argparse.Namespace) -> dict[str, object]:
         }
     first = found["role"]["profile"]["weights"]
     share = found["role"]["audit"]["rungs"]["R4"]
-    background = [found[kind]["profile"]["background"] for kind in ("role", "shuffled")]
+    background = [found[kind]["profile"]["background"] for kind in args.kinds]
     roles = {name: w for name, w in first.items() if name in names}
     bars = {
         "role_first": max(roles, key=lambda r: roles[r][0]) == args.role,
         "mixture_share": share[0],
         "mixture_share_at_least_0.7": share[0] >= 0.7,
         "background_role_shuffled": background,
-        "background_lower_than_shuffled": background[0] < background[1],
+        "background_lower_than_shuffled": background[0] < background[1] if len(background) == 2 else None,
     }
     return {"bars": bars, **found}
 
