@@ -64,11 +64,9 @@ def role(args: argparse.Namespace) -> dict[str, object]:
     for kind in args.kinds:
         target = adapter_of(kind, args.folder, role=args.role, seed=args.seed, rows=args.rows)
         out = args.folder / f"{kind}-{args.role}-{args.rows}"
-        args.soft_prompt *= kind == "role"  # a ceiling for what no persona says is not asked for
-        found[kind] = {
-            "profile": profiled(target, ",".join(names), out / "profile", args.seed),
-            "audit": audited(target, MODEL, ",".join(names), out / "audit", args),
-        }
+        found[kind] = {"profile": profiled(target, ",".join(names), out / "profile", args.seed)}
+        if kind == "role":
+            found[kind]["audit"] = audited(target, MODEL, ",".join(names), out / "audit", args)
     first = found["role"]["profile"]["weights"]
     share = found["role"]["audit"]["rungs"]["R4"]
     background = [found[kind]["profile"]["background"] for kind in args.kinds]
