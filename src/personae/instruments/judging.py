@@ -21,7 +21,6 @@ from scipy.special import logsumexp
 from personae.domain.episode import Episode
 from personae.domain.persona import BACKGROUND, Cast
 from personae.inference.mixture import sum_by_group
-from personae.inference.stranger import stranger_log_likelihood
 from personae.instruments.scoring import Scoring, Work, cast_frames
 from personae.instruments.speaking import Dialogue, stand_in
 from personae.models.protocol import (
@@ -236,9 +235,9 @@ class CastJudge:
 class WorldJudge:
     """A truth world's personas in closed form.
 
-    The background is a stranger of whom nothing is known but that it has a table of answers of its own, Dirichlet(1),
-    and of which each conversation is told what the others suggest (`inference.stranger`). A world's base model would
-    not do: it is a mixture of the personas, so the two could trade.
+    The background is a stranger of whom nothing is known but that it has a table of answers of its own, Dirichlet(1):
+    every first answer alike, one given before likelier the second time (Polya's urn). A world's base model would not
+    do: it is a mixture of the personas, so the two could trade.
 
     Args:
         exact: The world before post-training.
@@ -281,7 +280,8 @@ class WorldJudge:
         place = {g: i for i, g in enumerate(dict.fromkeys(e.group for e in episodes))}
         n, k = len(place), len(self._theta)
         said, tokens = np.zeros((n, k)), np.zeros(n, np.int64)
-        counts = np.zeros((n, *self._theta.shape[1:]))
+        strange = np.zeros(n)
+        urn: dict[tuple[int, int], NDArray[np.int64]] = {}  # answers so far, by conversation and question
         n_foreign = 0
         for episode in episodes:
             found = self._answer(episode)
@@ -291,16 +291,16 @@ class WorldJudge:
             row = place[episode.group]
             said[row] += np.log(self._theta[:, found[0], found[1]])
             tokens[row] += 1
-            counts[row, found[0], found[1]] += 1
+            before = urn.setdefault((row, found[0]), np.zeros(self._theta.shape[2], np.int64))
+            strange[row] += np.log((1 + before[found[1]]) / (len(before) + before.sum()))
+            before[found[1]] += 1
         ids = [c.id for c in self.components]
         ratios = np.zeros((n, len(self.traits)))
         for r, t in enumerate(self.traits):
             pos, neg = ([ids.index(i) for i in side] for side in (t.components_pos, t.components_neg))
             ratios[:, r] = np.asarray(logsumexp(said[:, pos], axis=1)) - np.asarray(logsumexp(said[:, neg], axis=1))
         notes = (f"{n_foreign} replies were no answers to their question and count for nobody.",) if n_foreign else ()
-        return Heard(
-            tuple(place), np.column_stack([said, stranger_log_likelihood(said, counts)]), ratios, tokens, notes
-        )
+        return Heard(tuple(place), np.column_stack([said, strange]), ratios, tokens, notes)
 
     def expect(self, dialogues: Sequence[Dialogue]) -> None:
         """Nothing: tables are at hand."""
