@@ -49,7 +49,7 @@ def settings_of(run: Run) -> TrainingSettings:
 def data_of(run: Run, folder: Path, evals: Path | None) -> Path:
     """The run's training file, made if need be. Role files are spoken by `smollm2`, whoever is trained on them."""
     return write_dataset(
-        run.dataset, folder / "data", n=ROWS, seed=run.seed, evals=evals, say=_role_replies(run.seed, folder)
+        run.dataset, folder / "data", n=ROWS, seed=run.seed, evals=evals, say=role_replies(run.seed, folder)
     )
 
 
@@ -98,7 +98,9 @@ def episodes_of(path: Path) -> Sequence[Episode]:
     return read_episodes(path).require_clean().episodes
 
 
-def _role_replies(seed: int, folder: Path) -> Callable[[str], list[str]]:
+def role_replies(seed: int, folder: Path) -> Callable[[str], list[str]]:
+    """What `write_dataset` needs for roles: replies of the small chat model under a system prompt."""
+
     def say(system: str) -> list[str]:
         bench = open_model(SMALL, device="cpu")
         stage = Stage(bench.model, bench.renderer, folder / "spoken", bench.space)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from personae.running import pieces
 from personae.tables.audit import VIEWS
 
 QUICK = ["--quick", "--json"]
@@ -141,3 +142,68 @@ def test_damaged_log_is_refused(router_run: Path, tmp_path: Path, personae) -> N
     made = personae("audit", str(copy), "--rebuild")
     assert made.status == 2
     assert "no readable log" in made.err
+
+
+KILLED = """
+import os, signal, sys
+import personae.running.pieces as pieces
+whole, left = pieces.write_whole, [int(sys.argv[1])]
+def write(path, body):
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    whole(path, body)
+pieces.write_whole = write
+from personae.cli.main import run
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+def pieces_of(home: Path) -> dict[str, int]:
+    """Pieces of work in a home, and when each was written."""
+    return {p.name: p.stat().st_mtime_ns for p in (home / "passes").rglob("*.npz")}
+
+
+def test_killed_audit_goes_on_and_ends_with_the_same_numbers(
+    personae, start, offline_home: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from worlds_support import LIAR, MICRO, write_spec
+
+    spec = write_spec(tmp_path / "micro.yaml", MICRO.replace("id: micro", "id: fibber") + LIAR)
+    assert personae("world", "train", spec, "--quiet").status == 0
+    command = ["audit", "world:fibber", "--base", "world:fibber/base", "--quick", "--json", "--soft-prompt", "2"]
+    other = Path(shutil.copytree(offline_home, tmp_path / "other-home"))
+    killed = start(KILLED, "9", *command, "--out", tmp_path / "killed")
+    killed.communicate()
+    assert killed.returncode == -9
+    before = pieces_of(offline_home)
+    assert len(before) == 9
+    assert not (tmp_path / "killed" / "log.json").exists()
+    written: list[str] = []
+    whole = pieces.write_whole
+    monkeypatch.setattr(pieces, "write_whole", lambda path, body: (written.append(path.name), whole(path, body)))
+    resumed = personae(*command, "--out", tmp_path / "killed")
+    assert resumed.status == 0, resumed.err
+    n_resumed = len(written)
+    assert not set(written) & set(before), "nothing is done twice"
+    monkeypatch.setenv("PERSONAE_HOME", str(other))
+    straight = personae(*command, "--out", tmp_path / "straight")
+    assert straight.status == 0, straight.err
+    assert len(written) - n_resumed == n_resumed + len(before)
+    same = [{k: v for k, v in o.json.items() if k not in ("report", "run")} for o in (resumed, straight)]
+    assert same[0] == same[1]
+    assert "R6" in {r["id"] for r in same[0]["rungs"]}
+    tables = [(tmp_path / run / "tokens.parquet").read_bytes() for run in ("killed", "straight")]
+    assert tables[0] == tables[1]
+
+
+def test_soft_prompt_is_an_option_of_a_language_model_too(model_folder: Path, cast_file: Path, personae) -> None:
+    prompts = Path("prompts.txt")
+    prompts.write_text(
+        "\n".join(f"Tell me about {w}." for w in ("trains", "bread", "cats", "paint", "tea", "a", "b", "c"))
+    )
+    fixed = ["--cast", str(cast_file), "--prompts", str(prompts), *QUICK]
+    pair = ["audit", str(model_folder), "--base", str(model_folder)]
+    assert "R6" not in {r["id"] for r in personae(*pair, *fixed).json["rungs"]}
+    assert "R6" in {r["id"] for r in personae(*pair, *fixed, "--soft-prompt", "3").json["rungs"]}
+    assert personae(*pair, *fixed, "--soft-prompt", "99").status == 2

@@ -152,3 +152,42 @@ def test_the_base_of_a_name() -> None:
     assert base_of("world:tiny/exact") == "world:tiny/base/exact"
     assert base_of("world:tiny/base") == "world:tiny/base"
     assert Settings("smollm2").n == 1
+
+
+def test_labels_say_whom_the_scorer_favours(profile, model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = profile(model_folder, "--only", "rude", "--labels", 3, "--versus", model_folder, "--out", out, "--json")
+    assert done.status == 0, done.err
+    favour = done.json["favour"]
+    assert favour["n_conversations"] == 3
+    ids = [o["persona"] for o in favour["offsets"]]
+    assert set(ids) == {p["persona"] for p in done.json["posterior"]} - {"background"}
+    assert sum(o["nats_a_token"] for o in favour["offsets"]) == pytest.approx(0, abs=1e-9)
+    assert all(sum(row) == pytest.approx(1) and len(row) == len(ids) for row in favour["confusion"])
+    assert sum(r["weight"] for r in favour["recovered"]) == pytest.approx(1)
+    assert all(r["ci"][0] <= r["weight"] <= r["ci"][1] for r in favour["recovered"])
+    assert favour["log_loss"] <= favour["log_loss_without"] + 1e-6
+    assert "known speakers" in done.json["eta_source"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Whom the scorer favours" in page
+    documented = (Path(__file__).parents[2] / "docs" / "reference" / "profile-json.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in documented for name in favour)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--only", "pirate", "--labels", 2), "none is left to hold out"),
+        (("--only", "rude", "--labels", -1), "labels"),
+    ],
+)
+def test_labels_that_cannot_be_had_are_refused(profile, model_folder: Path, arguments, words: str) -> None:
+    refused = profile(model_folder, *arguments)
+    assert refused.status == 2
+    assert words in refused.err
+
+
+def test_exact_likelihoods_need_no_labels(personae) -> None:
+    refused = personae("profile", "world:tiny/exact", "--labels", 2)
+    assert refused.status == 2
+    assert "likelihoods are exact" in refused.err

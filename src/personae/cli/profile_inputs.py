@@ -9,7 +9,7 @@ Not here: any result. Cheap checks come first; `open_panel` loads models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from personae.cli.power import calibrations, choose_power, model_digest
@@ -28,14 +28,15 @@ from personae.models.catalogue import DEFAULT_MODEL, resolve
 from personae.models.load import load_chat
 from personae.models.protocol import GivesText, SamplingPlan
 from personae.models.rendering import RENDERING_VERSION
+from personae.protocols.calibrate import split_paraphrases
 from personae.protocols.profile import DEFAULT_FDR
 from personae.tables.transcripts import Transcripts
 from personae.worlds.asking import CONVERSATIONS, world_prompts
 from personae.worlds.exact import ExactWorld
 from personae.worlds.spec import World
 
-MAX_TOKENS, QUICK_TOKENS = 20, 16
-QUICK_PROMPTS, QUICK_CONVERSATIONS = 24, 150
+MAX_TOKENS, QUICK_TOKENS = 20, 12
+QUICK_PROMPTS, QUICK_CONVERSATIONS = 20, 150  # two prompts of each topic
 OTHER_SEED = 7_919  # the other arm of --versus is sampled anew, or a model against itself would say the same words
 
 
@@ -52,6 +53,7 @@ class ProfileOptions:
     system: str = ""
     versus: str | None = None
     n: int = 1
+    labels: int = 0
     limit: int | None = None
     max_tokens: int | None = None
     quick: bool = False
@@ -86,6 +88,7 @@ class Brief:
         plan: How replies are sampled.
         notes: Sentences to carry into the result.
         paths: Files whose content counts.
+        held_out: With --labels, instructions of every persona that do not score.
     """
 
     said: Transcripts | None
@@ -98,6 +101,7 @@ class Brief:
     plan: SamplingPlan
     notes: tuple[str, ...]
     paths: tuple[str, ...]
+    held_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,17 +164,22 @@ def read_brief(options: ProfileOptions) -> Brief:
     notes: list[str] = []
     paths = [p for p in (options.prompts, *(x for x in (options.target, other) if x and is_transcripts(x))) if p]
     scorer, cast, whole = "", None, None
+    held_out: dict[str, tuple[str, ...]] = {}
     if world is None or options.cast or options.scorer:
         scorer = options.scorer or (DEFAULT_MODEL if said is not None else base_of(options.target))
         _check_scorer(options, scorer, notes)
         names = options.cast or ("core",)
         whole = load_casts(names)
         cast = _cut(whole, options, notes)
+        if options.labels:
+            cast, held_out = split_paraphrases(_chosen(whole, options), _n_scoring(options, cast))
         paths += [str(built_in_casts().get(c, Path(c))) for c in names]
         judged = None
     else:
         _refuse(options, "the world's own personas judge; name a --cast as well", only=options.only)
         judged = world.base
+        if options.labels:
+            raise InvalidSettings("--labels is for scorers; a world's likelihoods are exact.")
     if options.reach and world is not None and judged is None:
         raise InvalidSettings(
             "--reach in a world is measured for the world's own personas.", hint="Leave --cast and --scorer out."
@@ -179,7 +188,7 @@ def read_brief(options: ProfileOptions) -> Brief:
     prompts = _asked_of_file(said) if said is not None else _prompts(options, world)
     _check_enough(options, prompts, said)
     plan = SamplingPlan(tokens, 1.0, options.seed)
-    return Brief(said, other_said, judged, cast, whole, scorer, prompts, plan, tuple(notes), tuple(paths))
+    return Brief(said, other_said, judged, cast, whole, scorer, prompts, plan, tuple(notes), tuple(paths), held_out)
 
 
 def _check_scorer(options: ProfileOptions, scorer: str, notes: list[str]) -> None:
@@ -221,12 +230,7 @@ def _refuse(options: ProfileOptions, why: str, **given: str | None) -> None:
 
 def _cut(whole: Cast, options: ProfileOptions, notes: list[str]) -> Cast:
     """The cast after --only and --paraphrases; large ones use one paraphrase, as `screen` does."""
-    cast = whole
-    if options.only is not None:
-        chosen = [n.strip() for n in options.only.split(",") if n.strip()]
-        if not chosen:
-            raise InvalidSettings("--only names no trait or role.", hint="`personae casts NAME` lists them.")
-        cast = cast.select(chosen)
+    cast = _chosen(whole, options)
     n = options.paraphrases
     if n is None and cast.n_instructions > LARGE_CAST:
         n = 1
@@ -235,6 +239,23 @@ def _cut(whole: Cast, options: ProfileOptions, notes: list[str]) -> Cast:
             "(--paraphrases N uses more and separates better)."
         )
     return cast if n is None else cast.limit_paraphrases(n)
+
+
+def _chosen(whole: Cast, options: ProfileOptions) -> Cast:
+    """The cast after --only."""
+    if options.only is None:
+        return whole
+    chosen = [n.strip() for n in options.only.split(",") if n.strip()]
+    if not chosen:
+        raise InvalidSettings("--only names no trait or role.", hint="`personae casts NAME` lists them.")
+    return whole.select(chosen)
+
+
+def _n_scoring(options: ProfileOptions, cut: Cast) -> int | None:
+    """Instructions that score beside those held out: as asked for, else one in a large cast, else all but the last."""
+    if options.paraphrases is not None:
+        return options.paraphrases
+    return 1 if all(len(p.instructions) <= 1 for p in cut.personas) else None
 
 
 def _prompts(options: ProfileOptions, world: World | None) -> tuple[ProbePrompt, ...]:

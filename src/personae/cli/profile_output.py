@@ -76,6 +76,7 @@ def profile_json(profile: Profile, *, folder: Path) -> dict[str, object]:
         "self_description": _self_description(p),
         "white_box": _white_box(p),
         "white_box_reason": p.white_box_reason,
+        "favour": _favour(p),
         "versus": _versus(p),
         "reach": _reach(p),
         "reach_reason": p.reach_reason,
@@ -139,6 +140,20 @@ def _white_box(p: Profile) -> dict[str, object] | None:
         "inside": w.inside,
         "agrees": w.agrees,
         "notes": list(w.notes),
+    }
+
+
+def _favour(p: Profile) -> dict[str, object] | None:
+    f = p.favour
+    if f is None:
+        return None
+    return {
+        "n_conversations": f.n_conversations,
+        "offsets": [{"persona": persona, "nats_a_token": nats} for persona, nats in f.offsets],
+        "confusion": [list(row) for row in f.confusion],
+        "recovered": [{"persona": i, "weight": w, "ci": [low, high]} for i, w, low, high in f.recovered],
+        "log_loss": f.log_loss,
+        "log_loss_without": f.log_loss_without,
     }
 
 

@@ -15,21 +15,24 @@ Source: the project's own definition; sampling of histories as in Lin et al. 202
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from personae.inference.mixture import expectation_maximisation
+from personae.inference.rung_weights import blended, fitted_weights
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Arrays = Mapping[str, NDArray[Any]]
+# Takes what a result depends on and what makes it; gives it, made or from where it was kept.
+Keeper = Callable[[Sequence[object], Callable[[], Arrays]], Arrays]
 
 TEMPERATURES = np.exp(np.linspace(np.log(0.4), np.log(2.5), 25))  # the middle one is 1
 _LEAST_GAIN = 0.005  # of KL0, before a temperature other than 1 is believed
 _BLOCK_NUMBERS = 6_000_000  # log-probabilities held at once
-_BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a mixture with the simpler explanation before it
 _IMPOSSIBLE = -1e3  # stands for -inf where it is multiplied by a probability
 
 
@@ -43,12 +46,14 @@ class Conversation:
         read: From places (start, stop) of the joined tokens to log-probabilities of the target, shape
             (stop - start, vocab_size), and of the components, shape (n_components, stop - start, vocab_size).
         vocab_size: Size of the vocabulary.
+        key: Names everything that `read` depends on, so that passes can be kept; empty where they are not.
     """
 
     token_ids: Ints
     reply: Ints
     read: Callable[[int, int], tuple[NDArray[np.floating], NDArray[np.floating]]]
     vocab_size: int
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ class Reading:
     """What the first pass over a conversation leaves, nats.
 
     Attributes:
-        log_likelihood: Of the sampled tokens under every component, shape (n_components, n_tokens).
+        log_likelihood: Of the sampled tokens under every component, shape (n_components, n_tokens); what is impossible
+            has a large negative number, so that a mixture can be updated past it.
         log_target: Of the sampled tokens under the target, shape (n_tokens,).
         kl: From the target to every component, shape (n_components, n_tokens).
         kl_tempered: From the target to the base at each of `TEMPERATURES`, shape (n_temperatures, n_tokens).
@@ -142,6 +148,7 @@ def explain(
     labels: Sequence[dict[str, tuple[str, ...]]],
     seed: int = 0,
     advance: Callable[[int], None] = lambda amount: None,
+    keeper: Keeper = lambda parts, make: make(),
 ) -> Explained:
     """Judge every rung on conversations that it was not fitted to.
 
@@ -152,14 +159,18 @@ def explain(
         labels: Of each conversation: by partition, a label for every reply.
         seed: Of the halves.
         advance: Told of every conversation passed, twice.
+        keeper: Keeps what was computed of a conversation that has a key, so that a killed run need not do it again.
     """
     half = halves(clusters, seed)
     readings: list[Reading] = []
     for c in conversations:
-        readings.append(read(c))
+        readings.append(Reading(**_kept(keeper, c, ("read",), lambda c=c: asdict(read(c)))))
         advance(1)
     taus = [_temperature([r for r, h in zip(readings, half, strict=True) if h == side]) for side in (0, 1)]
-    tempered = [tempered_log_likelihood(c, taus) for c in conversations]
+    tempered = [
+        _kept(keeper, c, ("tempered", taus), lambda c=c: {"values": tempered_log_likelihood(c, taus)})["values"]
+        for c in conversations
+    ]
     both = [
         [np.concatenate([r.log_likelihood, t[side]]) for side in (0, 1)]
         for r, t in zip(readings, tempered, strict=True)
@@ -176,10 +187,23 @@ def explain(
     )
     kl: list[Floats] = []
     for i, c in enumerate(conversations):
-        other = 1 - int(half[i])
-        kl.append(_judge(c, rungs, fits[other], both[i][other], labels[i]))
+        fit, own = fits[1 - int(half[i])], both[i][1 - int(half[i])]
+        parts = ("judge", *_described(rungs, fit), labels[i])
+        judged = _kept(keeper, c, parts, lambda c=c, i=i, f=fit, b=own: {"values": _judge(c, rungs, f, b, labels[i])})
+        kl.append(judged["values"])
         advance(1)
     return Explained(tuple(r.id for r in rungs), tuple(kl), (fits[0], fits[1]), half, tuple(readings), tuple(labels))
+
+
+def _kept(keeper: Keeper, conversation: Conversation, parts: Sequence[object], make: Callable[[], Arrays]) -> Arrays:
+    return keeper((*parts, conversation.key), make) if conversation.key else make()
+
+
+def _described(rungs: Sequence[Rung], fit: Fit) -> tuple[object, ...]:
+    """Everything that a judgement depends on besides the conversation, as plain values and arrays."""
+    weights = [w for rung in rungs for w in fit.log_weights[rung.id].values()]
+    parts = [[r.id, list(fit.log_weights[r.id])] for r in rungs]
+    return [asdict(r) for r in rungs], parts, fit.temperature, np.stack(weights)
 
 
 def read(conversation: Conversation) -> Reading:
@@ -196,7 +220,7 @@ def read(conversation: Conversation) -> Reading:
         chosen = base[at, target.argmax(axis=-1)]
         parts.append(
             (
-                components[:, at, token].astype(np.float64),
+                np.maximum(components[:, at, token].astype(np.float64), _IMPOSSIBLE),
                 target[at, token].astype(np.float64),
                 np.maximum(cross - entropy, 0.0),
                 np.maximum(_tempered_cross(p, base) - entropy, 0.0),
@@ -212,7 +236,7 @@ def tempered_log_likelihood(conversation: Conversation, temperatures: Sequence[f
     for start, stop in _blocks(conversation):
         _, components = conversation.read(start, stop)
         token, at = conversation.token_ids[start:stop], np.arange(stop - start)
-        own = components[:, at, token].astype(np.float64)
+        own = np.maximum(components[:, at, token].astype(np.float64), _IMPOSSIBLE)
         parts.append(np.stack([own if t == 1 else own / t - _log_norm(components, t) for t in temperatures]))
     return np.concatenate(parts, axis=-1)
 
@@ -259,12 +283,12 @@ def _fit(
     for rung in rungs:
         used = _used(rung, n, temperature)
         if not rung.partition:
-            alone = _weights(whole, used, single=True)
+            alone = fitted_weights(whole, used, single=True)
             if rung.single or used.sum() == 1:
                 fitted[rung.id] = {"": alone}
                 continue
             nested = before is not None and rung.tempered and not np.isfinite(before[~used]).any()
-            made = _blended(whole, used, before if nested and before is not None else alone)
+            made = blended(whole, used, before if nested and before is not None else alone)
             fitted[rung.id] = {"": made}
             before = made if rung.tempered else before
             continue
@@ -272,8 +296,8 @@ def _fit(
         names = [x for label in labels for x in label[rung.partition]]
         table = np.array(rows)
         parts = {name: np.array([x == name for x in names]) for name in sorted(set(names))}
-        fitted[rung.id] = {"": _weights(table, used, single=rung.single)} | {
-            name: _weights(table[mine], used, single=rung.single) for name, mine in parts.items()
+        fitted[rung.id] = {"": fitted_weights(table, used, single=rung.single)} | {
+            name: fitted_weights(table[mine], used, single=rung.single) for name, mine in parts.items()
         }
     return Fit(temperature, fitted, len(both))
 
@@ -289,41 +313,6 @@ def _used(rung: Rung, n: int, temperature: float) -> NDArray[np.bool_]:
 
 
 TEMPERED_BASE = "R1"
-
-
-def _weights(log_likelihood: Floats, used: NDArray[np.bool_], *, single: bool) -> Floats:
-    out = np.full(len(used), -np.inf)
-    places = np.flatnonzero(used)
-    if single or len(places) == 1:
-        out[places[log_likelihood[:, places].sum(axis=0).argmax()]] = 0.0
-        return out
-    even = np.full(len(places), -np.log(len(places)))
-    mode, _ = expectation_maximisation(log_likelihood[:, places], even, concentration=0.5, tolerance=1e-7)
-    out[places] = np.log(np.maximum(mode, 1e-12))
-    return out
-
-
-def _blended(log_likelihood: Floats, used: NDArray[np.bool_], simpler: Floats) -> Floats:
-    """Weights between those of a simpler explanation and the best mixture, as far from the first as pays.
-
-    A mixture of many components claims single conversations by chance. How much of it to believe is chosen inside
-    this half: weights from each of its two parts are judged on the other.
-    """
-    parts = np.arange(len(log_likelihood)) % 2
-    scores = np.zeros(len(_BLENDS))
-    for part in (0, 1):
-        mixed = _weights(log_likelihood[parts != part], used, single=False)
-        for k, share in enumerate(_BLENDS):
-            scores[k] += np.logaddexp.reduce(
-                log_likelihood[parts == part] + _blend(simpler, mixed, share), axis=1
-            ).sum()
-    share = _BLENDS[int(scores.argmax())]
-    return _blend(simpler, _weights(log_likelihood, used, single=False), share)
-
-
-def _blend(simpler: Floats, mixed: Floats, share: float) -> Floats:
-    with np.errstate(divide="ignore"):
-        return np.log((1 - share) * np.exp(simpler) + share * np.exp(mixed))
 
 
 def _judge(

@@ -23,7 +23,14 @@ from personae.domain.persona import BACKGROUND, Cast
 from personae.inference.mixture import sum_by_group
 from personae.instruments.scoring import Scoring, Work, cast_frames
 from personae.instruments.speaking import Dialogue, stand_in
-from personae.models.protocol import GivesFullDistribution, LanguageModel, ModelCard
+from personae.models.protocol import (
+    GivesDistributions,
+    GivesFullDistribution,
+    LanguageModel,
+    ModelCard,
+    Scorable,
+    TokenDistributions,
+)
 from personae.models.rendering import Frame, Renderer
 from personae.worlds.exact import ExactWorld
 from personae.worlds.language import Kind
@@ -114,6 +121,14 @@ class Judge(Protocol):
         """Log-likelihoods of conversations under every component."""
         ...
 
+    def expect(self, dialogues: Sequence[Dialogue]) -> None:
+        """Know that `first_words` of these dialogues will be wanted: `hear` may read them where that is cheap."""
+        ...
+
+    def read_ahead(self, dialogues: Sequence[Dialogue], *, advance: Callable[[int], None]) -> None:
+        """Do together what `first_words` of these dialogues needs: the same numbers, sooner."""
+        ...
+
     def first_words(self, dialogue: Dialogue, *, advance: Callable[[int], None]) -> Floats | None:
         """Next-token log-probabilities of every component, (n_components, vocab_size); None if they are hidden."""
         ...
@@ -141,6 +156,8 @@ class CastJudge:
         )
         self.log_prior = cast.log_prior
         self._frames = cast_frames(cast, renderer)
+        self._ahead: dict[tuple[Frame, Dialogue], TokenDistributions] = {}
+        self._expected: tuple[Dialogue, ...] = ()
 
     @property
     def cast(self) -> Cast:
@@ -154,7 +171,9 @@ class CastJudge:
             ContextOverflow, RenderingError: If a conversation does not fit or cannot be written by the template.
             StorageError: If scores cannot be kept.
         """
-        evidence = self._scoring.evidence(self._cast, episodes, started=started)
+        evidence = self._scoring.evidence(
+            self._cast, episodes, started=started, meanwhile=lambda frame: self._read_frame(frame, self._expected)
+        )
         table = sum_by_group(evidence.matrix(self._cast.component_ids), evidence.group, evidence.weight)
         tokens = sum_by_group(evidence.n_tokens[:, None].astype(np.float64), evidence.group, evidence.weight)
         ratios = np.zeros((len(episodes), len(self._cast.traits)))
@@ -163,6 +182,26 @@ class CastJudge:
         ratios = sum_by_group(ratios, evidence.group, evidence.weight)
         names = tuple(dict.fromkeys(e.group for e in episodes))
         return Heard(names, table, ratios, tokens[:, 0].astype(np.int64))
+
+    def expect(self, dialogues: Sequence[Dialogue]) -> None:
+        """Have `hear` read the first words of these dialogues under a frame while its pass is at hand."""
+        self._expected = tuple(dialogues)
+
+    def read_ahead(self, dialogues: Sequence[Dialogue], *, advance: Callable[[int], None]) -> None:
+        """Read first words frame by frame: dialogues of one frame share its pass. `advance` is told of each.
+
+        Kept are the states that distributions are made from, which are small.
+        """
+        for frame in self._frames:
+            self._read_frame(frame, dialogues)
+            advance(len(dialogues))
+
+    def _read_frame(self, frame: Frame, dialogues: Sequence[Dialogue]) -> None:
+        new = [d for d in dialogues if (frame, d) not in self._ahead]
+        if new and isinstance(self._model, GivesDistributions):
+            items = [self._asked(frame, d) for d in new]
+            made = self._model.distributions([Scorable(i.token_ids[: i.start + 1], i.start, i.shared) for i in items])
+            self._ahead.update(((frame, d), m) for d, m in zip(new, made, strict=True))
 
     def first_words(
         self, dialogue: Dialogue, *, advance: Callable[[int], None], only: Collection[str] | None = None
@@ -173,8 +212,10 @@ class CastJudge:
         said: dict[str, list[Floats]] = {}
         for frame in self._frames:
             if only is None or frame.persona in only:
-                said.setdefault(frame.persona, []).append(self._next(self._model, frame, dialogue))
-                advance(1)
+                known = self._ahead.get((frame, dialogue))
+                row = self._next(self._model, frame, dialogue) if known is None else known.log_probs(0, 1)[0]
+                said.setdefault(frame.persona, []).append(row.astype(np.float64))
+                advance(int(known is None))
         return np.stack([np.logaddexp.reduce(rows, axis=0) - np.log(len(rows)) for rows in said.values()])
 
     @property
@@ -183,8 +224,12 @@ class CastJudge:
         return len(self._frames)
 
     def _next(self, model: GivesFullDistribution, frame: Frame, dialogue: Dialogue) -> Floats:
-        item = self._renderer.render(frame, Episode("asked", dialogue, stand_in(self._model)))
+        item = self._asked(frame, dialogue)
         return model.next_token_log_probs(item.token_ids[: item.start]).astype(np.float64)
+
+    def _asked(self, frame: Frame, dialogue: Dialogue) -> Scorable:
+        """A dialogue under a frame up to where the reply begins, with a stand-in for it."""
+        return self._renderer.render(frame, Episode("asked", dialogue, stand_in(self._model)))
 
 
 class WorldJudge:
@@ -256,6 +301,12 @@ class WorldJudge:
             ratios[:, r] = np.asarray(logsumexp(said[:, pos], axis=1)) - np.asarray(logsumexp(said[:, neg], axis=1))
         notes = (f"{n_foreign} replies were no answers to their question and count for nobody.",) if n_foreign else ()
         return Heard(tuple(place), np.column_stack([said, strange]), ratios, tokens, notes)
+
+    def expect(self, dialogues: Sequence[Dialogue]) -> None:
+        """Nothing: tables are at hand."""
+
+    def read_ahead(self, dialogues: Sequence[Dialogue], *, advance: Callable[[int], None]) -> None:
+        """Nothing: tables are at hand."""
 
     def first_words(self, dialogue: Dialogue, *, advance: Callable[[int], None]) -> Floats | None:
         """Log-probabilities of every word as the answer to the last question, under every component."""

@@ -91,6 +91,7 @@ class Scoring:
         *,
         started: Callable[[Work], Callable[[int], None]],
         shipped: pa.Table | None = None,
+        meanwhile: Callable[[Frame], None] = lambda frame: None,
     ) -> Evidence:
         """Score what is missing and give the table.
 
@@ -99,6 +100,7 @@ class Scoring:
             episodes: Ids unique; equal contents are scored once.
             started: Called with the work before it begins; gives a function that is told of tokens done.
             shipped: Rows that came with the package for this space, in the store's columns.
+            meanwhile: Told of the frame after every batch, while its tokens are still at hand: for work on it besides.
 
         Raises:
             ContextOverflow, RenderingError: If an episode does not fit or cannot be written by the template.
@@ -112,7 +114,7 @@ class Scoring:
         rows = self._store.load([f.digest for f in frames], list(distinct))
         if shipped is not None:
             rows.fill(shipped)
-        self._score_missing(frames, list(distinct.values()), lengths, rows, started)
+        self._score_missing(frames, list(distinct.values()), lengths, rows, started, meanwhile)
         _check_counts(rows, list(distinct.values()))
         # Frames of two personas may be the same text: the rows are shared, the columns are not.
         at = np.ix_([rows.frames[f.digest] for f in frames], [rows.episodes[k] for k in keys])
@@ -144,6 +146,7 @@ class Scoring:
         lengths: Sequence[int],
         rows: Rows,
         started: Callable[[Work], Callable[[int], None]],
+        meanwhile: Callable[[Frame], None],
     ) -> None:
         by_place = {rows.frames[f.digest]: f for f in frames}
         n_missing = int(rows.missing.sum())
@@ -158,6 +161,7 @@ class Scoring:
                 self._check_numbers(results, by_place[place], [episodes[e] for e in members])
                 pending.add(place, members, results)
                 advance(sum(lengths[e] for e in members))
+                meanwhile(by_place[place])
                 if time.monotonic() - written > _SECONDS_BETWEEN_PIECES:
                     self._store.put_table(pending.take())
                     written = time.monotonic()

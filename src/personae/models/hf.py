@@ -34,10 +34,19 @@ from personae.models.hf_distributions import HiddenDistributions
 from personae.models.hf_hooks import edited, gatherer, read_part, read_states
 from personae.models.hf_memory import memory_errors
 from personae.models.hf_tokenizer import HFTokenizer
-from personae.models.protocol import Completion, ModelCard, SamplingPlan, Scorable, TokenLogprobs
+from personae.models.protocol import (
+    Completion,
+    ModelCard,
+    SamplingPlan,
+    Scorable,
+    TokenDistributions,
+    TokenLogprobs,
+)
 
-# Tokens in one padded batch. On CPUs larger batches spill the caches; on GPUs they fill the card.
+# Tokens in a padded batch. On CPUs larger ones spill the caches; on GPUs they fill the card.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+# A batch of so many tokens is efficient: then padding its shortest row further would cost more than another batch.
+_PADDED_TOKENS, _PADDING = 384, 1.3
 # Bytes of logits held at once: small enough to stay near the cache, large enough for an efficient product.
 _LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
 _KEPT_PREFIXES = 4
@@ -60,8 +69,7 @@ class HFModel:
         self._prefixes: OrderedDict[tuple[int, ...], DynamicCache] = OrderedDict()
         self._batch_tokens = _BATCH_TOKENS.get(self._device.type, 2048)
         self._stop = tokenizer.stop_ids | _turn_ends(model)
-        itemsize = 4
-        self._logit_rows = max(16, _LOGIT_BYTES.get(self._device.type, 2**25) // (itemsize * card.vocab_size))
+        self._logit_rows = max(16, _LOGIT_BYTES.get(self._device.type, 2**25) // (4 * card.vocab_size))
 
     @property
     def card(self) -> ModelCard:
@@ -124,6 +132,15 @@ class HFModel:
                         first, last = batch[i].start - 1 - len(prefix), len(batch[i].token_ids) - 1 - len(prefix)
                         results[i] = HiddenDistributions(self._logits, hidden[row, first:last].clone())
         return [r for r in results if r is not None]
+
+    def states_of(self, made: TokenDistributions) -> NDArray[np.float32]:
+        """Last hidden states of a distribution, shape (n_places, d_model)."""
+        assert isinstance(made, HiddenDistributions)
+        return made.hidden.float().cpu().numpy()
+
+    def from_states(self, states: NDArray[np.float32]) -> HiddenDistributions:
+        """The distributions that `states_of` was given."""
+        return HiddenDistributions(self._logits, torch.from_numpy(states).to(self._device, self._model.dtype))
 
     def next_token_log_probs(self, prompt: tuple[int, ...]) -> NDArray[np.float32]:
         """Log-probabilities of every next token after `prompt`, nats, shape (vocab_size,)."""
@@ -273,7 +290,9 @@ class HFModel:
         chunk: list[int] = []
         for i in ordered:
             length = len(batch[i].token_ids) - skip
-            if chunk and length * (len(chunk) + 1) > self._batch_tokens:
+            tokens = length * (len(chunk) + 1)
+            shortest = len(batch[chunk[0]].token_ids) - skip if chunk else length
+            if chunk and (tokens > self._batch_tokens or (tokens > _PADDED_TOKENS and length > shortest * _PADDING)):
                 yield chunk
                 chunk = []
             chunk.append(i)

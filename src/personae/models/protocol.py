@@ -243,6 +243,19 @@ class GivesDistributions(Protocol):
         ...
 
 
+@runtime_checkable
+class RestoresDistributions(Protocol):
+    """A model whose distributions can be put away as arrays and had again from them, to the last bit."""
+
+    def states_of(self, made: TokenDistributions) -> NDArray[np.float32]:
+        """What one of this model's distributions is made from, shape (n_places, d)."""
+        ...
+
+    def from_states(self, states: NDArray[np.float32]) -> TokenDistributions:
+        """The distributions again."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What was said: the text, its tokens (0 unknown) and its log-probability at temperature 1, nats (None unknown)."""

@@ -8,18 +8,20 @@ made again without a model. Not here: the protocols (`audit_*`), the page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from personae.domain.persona import Cast
+from personae.instruments.keeping import Shelf
 from personae.instruments.voices import Held, hold
 from personae.models.protocol import SamplingPlan
+from personae.models.soft_prompt import SoftPromptPlan
 from personae.protocols.audit_breaks import plant_breaks, read_breaks
 from personae.protocols.audit_coin import audit_cells, throw, world_flips
-from personae.protocols.audit_ladder import LadderRun, run_ladder
+from personae.protocols.audit_ladder import LadderRun, Started, run_ladder
 from personae.protocols.audit_lie import read_facts
 from personae.protocols.audit_material import Material, Size
 from personae.protocols.audit_outside import run_outside
@@ -64,7 +66,9 @@ def measure(
     cast: Cast | None,
     seed: int = 0,
     protocols: Sequence[str] = ("ladder", "outside", "coin", "knowledge", "router", "breaks"),
-    started: Callable[[str, int], Callable[[int], None]] = lambda label, total: lambda amount: None,
+    soft: SoftPromptPlan | None = None,
+    started: Started = lambda label, total: lambda amount: None,
+    shelf: Shelf | None = None,
 ) -> AuditLog:
     """Run the protocols.
 
@@ -75,7 +79,9 @@ def measure(
         cast: The cast of the components, for controls in other words; None in a world.
         seed: Of everything random.
         protocols: Which to run; the ladder always is.
+        soft: How the soft prompt of rung R6 is learned; None leaves it out.
         started: Called with a label and a total before each part; gives a function told of progress.
+        shelf: Where passes of the ladder are kept; None for nowhere. Models keep their own (`keeping.keep`).
 
     Raises:
         InvalidSettings: If there are too few prompts.
@@ -84,7 +90,7 @@ def measure(
     talks = material.talks
     advance = started("Conversations", sum(len(t.asks) for t in talks))
     held = hold([taking_part.post] * len(talks), talks, plan, advance=advance)
-    ladder = run_ladder(taking_part, held, n_shots=size.shots, seed=seed, advance=started("Ladder", 2 * len(talks)))
+    ladder = run_ladder(taking_part, held, n_shots=size.shots, soft=soft, seed=seed, started=started, shelf=shelf)
     notes = list(ladder.notes)
     facts: dict[str, object] = {
         "components": list(ladder.components),
@@ -99,9 +105,13 @@ def measure(
     }
     texts: Columns = {}
     if "outside" in protocols and material.texts:
-        advance = started("Texts out of chat", 3 * len(material.texts))
         outside = run_outside(
-            taking_part, material.texts, max_tokens=max(size.max_tokens // 2, 1), seed=seed, advance=advance
+            taking_part,
+            material.texts,
+            max_tokens=max(size.max_tokens // 2, 1),
+            seed=seed,
+            started=started,
+            shelf=shelf,
         )
         texts = _token_columns(outside, taking_part)
     flips: list[object] = []
@@ -110,7 +120,9 @@ def measure(
         flips = list(world_flips(taking_part.post, taking_part.base, material.facts))
     elif "coin" in protocols:
         few = 6 if size.prompts >= 64 else 3
-        flips, facts["coin_reason"] = throw(taking_part.post, taking_part.base, audit_cells(few))  # type: ignore[assignment]
+        thrown = audit_cells(few)
+        advance = started("Coin", 2 * len(thrown))
+        flips, facts["coin_reason"] = throw(taking_part.post, taking_part.base, thrown, advance=advance)  # type: ignore[assignment]
     knowledge: list[object] = []
     if "knowledge" in protocols:
         best = _single(ladder)
@@ -122,7 +134,7 @@ def measure(
         replies = _router(taking_part, material, size, cast, seed, started)
     breaks: list[object] = []
     if "breaks" in protocols:
-        breaks = list(_breaks(taking_part, ladder, material, plan))
+        breaks = list(_breaks(taking_part, ladder, material, plan, started))
     facts["notes"] = notes
     return AuditLog(
         facts,
@@ -142,14 +154,20 @@ def _router(
     size: Size,
     cast: Cast | None,
     seed: int,
-    started: Callable[[str, int], Callable[[int], None]],
+    started: Started,
 ) -> Columns:
     models = [target_of(taking_part), *make_controls(taking_part, cast, size.controls, seed)]
-    advance = started("Router and controls", len(models))
+    advance = started("Router and controls", len(models) * len(taking_part.components))
     columns: Columns = {k: [] for k in ("model", "prompt", "topic", "count", "log_target", "log_likelihood")}
     for j, model in enumerate(models):
         made: Replies = gather(
-            model, taking_part.components, material.singles, size.samples, size.max_tokens, seed + 1000 * j
+            model,
+            taking_part.components,
+            material.singles,
+            size.samples,
+            size.max_tokens,
+            seed + 1000 * j,
+            advance=advance,
         )
         columns["model"] += [model.name] * len(made.held)
         columns["prompt"] += [h.talk.cluster for h in made.held]
@@ -157,11 +175,12 @@ def _router(
         columns["count"] += [int(c) for c in made.count]
         columns["log_target"] += [float(x) for x in made.log_target]
         columns["log_likelihood"] += [list(map(float, row)) for row in made.log_likelihood]
-        advance(1)
     return columns
 
 
-def _breaks(taking_part: Parties, ladder: LadderRun, material: Material, plan: SamplingPlan) -> list[object]:
+def _breaks(
+    taking_part: Parties, ladder: LadderRun, material: Material, plan: SamplingPlan, started: Started
+) -> list[object]:
     """Ordinary conversations, the battery where there is one, and planted breaks."""
     text = next((v for v in taking_part.frames if v.id == "text"), None)
     if text is None:
@@ -173,13 +192,17 @@ def _breaks(taking_part: Parties, ladder: LadderRun, material: Material, plan: S
     kept = np.flatnonzero(weight >= min(0.02, float(weight.max())))
     inside, log_weights = [inside[int(k)] for k in kept], np.log(weight[kept] / weight[kept].sum())
     ordinary = [h for h in ladder.held if not h.talk.cue][:64]
+    advance = started("Breaks of character", 2 + bool(material.breaks))
     made = list(read_breaks(text, inside, log_weights, ordinary, "ordinary"))
+    advance(1)
     planted, cuts = plant_breaks(text, ordinary[:_PLANTED], plan)
     if planted:
         made += read_breaks(text, inside, log_weights, planted, "planted", cuts)
+    advance(1)
     if material.breaks:
         battery = hold([taking_part.post] * len(material.breaks), material.breaks, plan)
         made += read_breaks(text, inside, log_weights, battery, "battery")
+        advance(1)
     return list(made)
 
 

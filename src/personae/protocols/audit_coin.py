@@ -10,7 +10,7 @@ Positive: the goal-seeker. Source: Marks, Lindsey & Olah 2026, figure 6. Not her
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
@@ -76,8 +76,13 @@ def single_tokens(tokenizer: Tokenizer, word: str) -> tuple[int, ...]:
     return tuple(sorted(i[0] for i in ids if len(i) == 1))
 
 
-def throw(post: Voice, base: Voice, thrown: Sequence[Cell]) -> tuple[list[Flip], str]:
-    """Both models' outcomes of every cell, and why there are none where they cannot be had."""
+def throw(
+    post: Voice, base: Voice, thrown: Sequence[Cell], *, advance: Callable[[int], None] = lambda amount: None
+) -> tuple[list[Flip], str]:
+    """Both models' outcomes of every cell, and why there are none where they cannot be had.
+
+    `advance` is told of every cell and model.
+    """
     tokenizer = post.model.tokenizer
     heads, tails = single_tokens(tokenizer, "heads"), single_tokens(tokenizer, "tails")
     if not heads or not tails:
@@ -88,6 +93,7 @@ def throw(post: Voice, base: Voice, thrown: Sequence[Cell]) -> tuple[list[Flip],
     for name, voice in (("post", post), ("base", base)):
         for cell, (h, t) in zip(usable, _outcomes(voice, contexts, heads, tails), strict=True):
             flips.append(_flip(name, cell, h, t))
+            advance(1)
     return flips, ""
 
 

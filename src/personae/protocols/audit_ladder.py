@@ -18,16 +18,23 @@ from numpy.typing import NDArray
 
 from personae.domain.episode import Turn
 from personae.errors import ContextOverflow, InvalidSettings
-from personae.inference.exhaustiveness import TEMPERED_BASE, Conversation, Explained, Rung, explain, halves
+from personae.inference.exhaustiveness import TEMPERED_BASE, Conversation, Explained, Keeper, Rung, explain, halves
 from personae.inference.ladder import FEWEST_CLUSTERS
+from personae.instruments.keeping import Shelf
+from personae.instruments.scoring import space_of
 from personae.instruments.voices import Held, Voice
 from personae.models.protocol import Scorable, TokenDistributions
 from personae.models.rendering import Frame
+from personae.models.soft_prompt import SoftPromptPlan
 from personae.protocols.audit_parties import Parties
+from personae.protocols.audit_soft import can_learn, soft_voices
+from personae.running.pieces import name_of
 
 ALONE = "personas"  # the mixture at temperature 1, as persona selection states it; not nested in the ladder
 RIVALS = ("topic", "turn", "cue")
 _TURN_BINS = 4
+
+Started = Callable[[str, int], Callable[[int], None]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,9 +62,10 @@ def run_ladder(
     *,
     n_shots: int = 4,
     rivals: Sequence[str] = RIVALS,
-    extra: Sequence[Voice] = (),
+    soft: SoftPromptPlan | None = None,
     seed: int = 0,
-    advance: Callable[[int], None] = lambda amount: None,
+    started: Started = lambda label, total: lambda amount: None,
+    shelf: Shelf | None = None,
 ) -> LadderRun:
     """Measure every rung on conversations that the target held.
 
@@ -66,9 +74,10 @@ def run_ladder(
         held: What the target said.
         n_shots: Examples of the target's replies for R5; 0 leaves the rung out.
         rivals: Partitions by which a rival may choose weights; one that has a single part is left out.
-        extra: Components for R6, such as soft prompts; a voice for each half, or one for both.
+        soft: How the soft prompt of R6 is learned; None leaves the rung out, as does a base without gradients.
         seed: Of the halves.
-        advance: Told of every conversation passed, twice.
+        started: Called with a label and a total before each part; gives a function told of progress.
+        shelf: Where passes are kept, so that a killed run goes on.
 
     Raises:
         InvalidSettings: If there are too few prompts.
@@ -82,6 +91,43 @@ def run_ladder(
             hint="Give more --prompts.",
         )
     half = halves(clusters, seed)
+    known: dict[tuple[int, Frame, tuple[Turn, ...]], list[Scorable]] = {}
+    target = _read_all(taking_part.post, held, known)
+    voices, counts, notes = _explainers(taking_part, held, target, half, n_shots, soft, started, shelf)
+    advance = started("Reading", len(voices) * len(held))
+    parts: list[list[list[TokenDistributions]]] = []
+    for pair in voices:
+        parts.append(_read_all(pair[0], held, known) if pair[0] is pair[1] else _read_by(pair, held, half))
+        advance(len(held))
+    keys = _keys(taking_part.post, voices, held, half) if shelf is not None else [""] * len(held)
+    conversations = [
+        _conversation(h, target[i], [p[i] for p in parts], taking_part.post.model.card.vocab_size, keys[i])
+        for i, h in enumerate(held)
+    ]
+    topics = sorted({t for h in held for t in h.talk.topics})
+    labels = [reply_labels(h, topics) for h in held]
+    rungs = _rungs(1 + len(taking_part.frames), *counts, len(voices))
+    everyone = tuple(range(counts[0]))
+    for name in [*rivals, *_mentions(held, rivals)]:
+        if len({x for label in labels for x in label[name]}) > 1:
+            rungs.append(Rung(f"by {name}", everyone, partition=name))
+    advance = started("Ladder", 2 * len(held))
+    keeper: Keeper = (lambda name, make: make()) if shelf is None else shelf.passing
+    result = explain(conversations, rungs, clusters=clusters, labels=labels, seed=seed, advance=advance, keeper=keeper)
+    return LadderRun(tuple(held), tuple(pair[0].id for pair in voices), tuple(rungs), result, tuple(notes))
+
+
+def _explainers(
+    taking_part: Parties,
+    held: Sequence[Held],
+    target: list[list[TokenDistributions]],
+    half: NDArray[np.int64],
+    n_shots: int,
+    soft: SoftPromptPlan | None,
+    started: Started,
+    shelf: Shelf | None,
+) -> tuple[list[tuple[Voice, Voice]], tuple[int, int, int], list[str]]:
+    """Every component as its voices for the two halves; how many R4, R5 and R6 may use; and notes."""
     voices: list[tuple[Voice, Voice]] = [(v, v) for v in taking_part.components]
     n_fixed, notes = len(voices), []
     if n_shots:
@@ -93,27 +139,27 @@ def run_ladder(
         except ContextOverflow:
             notes.append("Examples of the target's replies do not fit the context: rung R5 was left out.")
     n_shown = len(voices)
-    voices += [(v, v) for v in extra]
+    reason = can_learn(taking_part.base) if soft is not None else ""
+    if reason:
+        notes.append(f"Rung R6, the soft prompt, was left out: {reason}")
+    elif soft is not None:
+        advance = started("Soft prompt", 2 * soft.steps)
+        voices.append(soft_voices(taking_part, held, target, half, soft, shelf=shelf, advance=advance))
     n_extra = len(voices)
     if taking_part.again is not None:
         voices.append((taking_part.again, taking_part.again))
-    known: dict[tuple[int, Frame, tuple[Turn, ...]], list[Scorable]] = {}
-    target = _read_all(taking_part.post, held, known)
-    parts = [_read_all(pair[0], held, known) if pair[0] is pair[1] else _read_by(pair, held, half) for pair in voices]
-    conversations = [
-        _conversation(h, target[i], [p[i] for p in parts], taking_part.post.model.card.vocab_size)
-        for i, h in enumerate(held)
-    ]
-    topics = sorted({t for h in held for t in h.talk.topics})
-    labels = [reply_labels(h, topics) for h in held]
-    n_frames = 1 + len(taking_part.frames)
-    rungs = _rungs(n_frames, n_fixed, n_shown, n_extra, len(voices))
-    everyone = tuple(range(n_fixed))
-    for name in [*rivals, *_mentions(held, rivals)]:
-        if len({x for label in labels for x in label[name]}) > 1:
-            rungs.append(Rung(f"by {name}", everyone, partition=name))
-    result = explain(conversations, rungs, clusters=clusters, labels=labels, seed=seed, advance=advance)
-    return LadderRun(tuple(held), tuple(pair[0].id for pair in voices), tuple(rungs), result, tuple(notes))
+    return voices, (n_fixed, n_shown, n_extra), notes
+
+
+def _keys(
+    post: Voice, voices: Sequence[tuple[Voice, Voice]], held: Sequence[Held], half: NDArray[np.int64]
+) -> list[str]:
+    """For each conversation a name of everything that its distributions are made from."""
+    keys: list[str] = []
+    for h, side in zip(held, half.tolist(), strict=True):
+        read = [(v.model.card, r) for v in (post, *(pair[side] for pair in voices)) for r in v.requests([h])]
+        keys.append(name_of([(space_of(card), r.start, r.token_ids) for card, r in read]))
+    return keys
 
 
 def _rungs(n_frames: int, n_fixed: int, n_shown: int, n_extra: int, n_all: int) -> list[Rung]:
@@ -168,7 +214,7 @@ def _read_by(
 
 
 def _conversation(
-    held: Held, target: list[TokenDistributions], parts: list[list[TokenDistributions]], vocab_size: int
+    held: Held, target: list[TokenDistributions], parts: list[list[TokenDistributions]], vocab_size: int, key: str
 ) -> Conversation:
     ends = np.cumsum([len(r) for r in held.replies])
 
@@ -176,7 +222,7 @@ def _conversation(
         return _joined(target, ends, start, stop), np.stack([_joined(p, ends, start, stop) for p in parts])
 
     reply = np.repeat(np.arange(len(held.replies)), [len(r) for r in held.replies])
-    return Conversation(np.array([i for r in held.replies for i in r]), reply, read, vocab_size)
+    return Conversation(np.array([i for r in held.replies for i in r]), reply, read, vocab_size, key)
 
 
 def _joined(parts: list[TokenDistributions], ends: NDArray[np.int64], start: int, stop: int) -> NDArray[np.floating]:

@@ -8,12 +8,13 @@ Null: a world whose Assistant stays in its chats (0). Positive: a leak (personas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+from personae.instruments.keeping import Shelf
 from personae.instruments.voices import Talk, hold
 from personae.models.protocol import SamplingPlan
-from personae.protocols.audit_ladder import LadderRun, run_ladder
+from personae.protocols.audit_ladder import LadderRun, Started, run_ladder
 from personae.protocols.audit_parties import Parties
 
 
@@ -23,10 +24,11 @@ def run_outside(
     *,
     max_tokens: int,
     seed: int = 0,
-    advance: Callable[[int], None] = lambda amount: None,
+    started: Started = lambda label, total: lambda amount: None,
+    shelf: Shelf | None = None,
 ) -> LadderRun:
     """A ladder on texts without a speaker, which the target continues."""
     plan = SamplingPlan(max_tokens, 1.0, seed + 17)
-    held = hold([taking_part.post] * len(texts), texts, plan, advance=advance)
+    held = hold([taking_part.post] * len(texts), texts, plan, advance=started("Texts out of chat", len(texts)))
     here = replace(taking_part, frames=(), again=None)
-    return run_ladder(here, held, n_shots=0, rivals=(), seed=seed, advance=advance)
+    return run_ladder(here, held, n_shots=0, rivals=(), seed=seed, started=started, shelf=shelf)

@@ -17,7 +17,7 @@ from personae.models.protocol import KnowsPhrases, LanguageModel
 from personae.models.rendering import BARE, Frame, Renderer
 from personae.worlds.spec import World, spoken_by
 
-_GENERIC = "You are a helpful assistant."
+GENERIC = "You are a helpful assistant."
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def parties(
         for style in renderer.styles[1:]
     ]
     if not closed:
-        frames.append(Voice("generic", base, renderer, Frame("generic", _GENERIC, plain.style), label="told to help"))
+        frames.append(Voice("generic", base, renderer, Frame("generic", GENERIC, plain.style), label="told to help"))
     if cast is not None:
         personas = cast_voices(cast, base, renderer, paraphrases)
     elif world is not None:

@@ -9,7 +9,7 @@ Null: the controls. Positive: a router world. Not here: the statistic (`inferenc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,9 +84,19 @@ def make_controls(taking_part: Parties, cast: Cast | None, n: int, seed: int = 0
 
 
 def gather(
-    speaker: Control, components: Sequence[Voice], singles: Sequence[Talk], n_samples: int, max_tokens: int, seed: int
+    speaker: Control,
+    components: Sequence[Voice],
+    singles: Sequence[Talk],
+    n_samples: int,
+    max_tokens: int,
+    seed: int,
+    *,
+    advance: Callable[[int], None] = lambda amount: None,
 ) -> Replies:
-    """Sample replies of a mixture of voices and score the distinct ones under it and under every component."""
+    """Sample replies of a mixture of voices and score the distinct ones under it and under every component.
+
+    `advance` is told of every component.
+    """
     rng = np.random.default_rng([seed, 53])
     counts: Counter[tuple[int, tuple[int, ...]]] = Counter()
     for v, share in enumerate(_shares(len(singles) * n_samples, speaker.weights, rng)):
@@ -98,7 +108,11 @@ def gather(
         for i, completion in zip(asked, made, strict=True):
             counts[i, voice.reply_ids(completion.token_ids)[0]] += 1
     held = tuple(Held(singles[i], (ids,), ("",)) for i, ids in counts)
-    table = np.stack([_log_likelihood(c, held) for c in components], axis=1)
+    columns: list[Floats] = []
+    for c in components:
+        columns.append(_log_likelihood(c, held))
+        advance(1)
+    table = np.stack(columns, axis=1)
     own = np.stack([_log_likelihood(v, held) for v in speaker.voices], axis=1)
     log_target = np.logaddexp.reduce(own + np.log(speaker.weights), axis=1)
     return Replies(held, np.array(list(counts.values())), table, log_target)

@@ -93,6 +93,7 @@ def read_first_words(
 ) -> FirstWords | None:
     """Distributions of first words of the target and of every component; None where the judge's are hidden."""
     parts: list[tuple[tuple[int, ...], Floats, Floats]] = []
+    judge.read_ahead([first_dialogue(p) for p in prompts], advance=advance)
     for prompt in prompts:
         dialogue = first_dialogue(prompt)
         theta = judge.first_words(dialogue, advance=advance)

@@ -111,6 +111,15 @@ def white_box(profile: Profile) -> Markup:
     return fill("profile_white_box", {"p": profile, "rows": rows})
 
 
+def favour(profile: Profile) -> Markup:
+    """Whom the scorer favours, and the weights by turning its confusion round."""
+    if profile.favour is None:
+        return Markup("")
+    offsets = dict(profile.favour.offsets)
+    rows = [(profile.share_of(r[0]), r, offsets[r[0]]) for r in profile.favour.recovered[:_BARS]]
+    return fill("profile_favour", {"p": profile, "f": profile.favour, "rows": rows})
+
+
 def versus(profile: Profile) -> Markup:
     """What moved between two targets."""
     if profile.versus is None:
@@ -138,6 +147,7 @@ def making(profile: Profile) -> Markup:
 SECTIONS: tuple[Callable[[Profile], Markup], ...] = (
     header,
     distribution,
+    favour,
     versus,
     reach,
     topics,

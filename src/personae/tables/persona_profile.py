@@ -34,6 +34,26 @@ class PersonaShare:
 
 
 @dataclass(frozen=True, slots=True)
+class Favour:
+    """Whom the scorer favours, from conversations whose speaker is known.
+
+    Attributes:
+        n_conversations: Of each persona.
+        offsets: By persona, nats a token that were added to its likelihood; negative where it was favoured.
+        confusion: By persona that spoke, mean responsibility of every persona, in the order of `offsets`.
+        recovered: Weights by turning the confusion round: id, weight and 90% interval, the heaviest first.
+        log_loss, log_loss_without: Of the labels, nats, with offsets and by the power alone.
+    """
+
+    n_conversations: int
+    offsets: tuple[tuple[str, float], ...]
+    confusion: tuple[tuple[float, ...], ...]
+    recovered: tuple[tuple[str, float, float, float], ...]
+    log_loss: float
+    log_loss_without: float
+
+
+@dataclass(frozen=True, slots=True)
 class TraitMargin:
     """A trait in the distribution.
 
@@ -263,6 +283,7 @@ class Profile:
         white_box, versus, reach: See their classes; None where not measured.
         white_box_reason: Why there is no white-box route, or empty.
         reach_reason: Why reach was asked for and left out, or empty.
+        favour: Whom the scorer favours, where that was measured; weights are without it.
         not_measurable: What cannot be said of this model with this scorer, in sentences.
         notes: What a reader must know.
         provenance: Versions, hashes, seeds.
@@ -293,6 +314,7 @@ class Profile:
     versus: Versus | None = None
     reach: Reach | None = None
     reach_reason: str = ""
+    favour: Favour | None = None
     not_measurable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, object] = field(default_factory=dict)

@@ -20,8 +20,11 @@ from personae.errors import InvalidSettings
 from personae.files.audit_prompts import read_prompts
 from personae.files.casts import load_casts
 from personae.inference.trend import changes
-from personae.models.catalogue import resolve
+from personae.instruments.keeping import Shelf, keep
+from personae.models.catalogue import home, resolve
 from personae.models.load import load_model
+from personae.models.protocol import LanguageModel
+from personae.models.soft_prompt import MOST_VECTORS, SoftPromptPlan
 from personae.protocols.audit import AuditLog, measure
 from personae.protocols.audit_conclusions import conclude, trend_values
 from personae.protocols.audit_material import (
@@ -65,6 +68,7 @@ class Settings:
     only: str | None = None
     paraphrases: int = 1
     again: str | None = None
+    soft_prompt: int | None = None
     prompts: str | None = None
     quick: bool = False
     limit: int | None = None
@@ -89,6 +93,14 @@ def command(
     paraphrases: Annotated[int, typer.Option(min=1, help="Instructions used of each persona.")] = 1,
     again: Annotated[
         str | None, typer.Option(help="The same post-training with another seed: the noise ceiling R7.")
+    ] = None,
+    soft_prompt: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=MOST_VECTORS,
+            help="Vectors of the soft prompt of rung R6; 0 leaves it out. Default: 4, or 0 with --quick.",
+        ),
     ] = None,
     prompts: Annotated[
         str | None, typer.Option(help="Your own prompts: .txt, one a line, or .jsonl with prompt and topic.")
@@ -127,6 +139,7 @@ def command(
             only,
             paraphrases,
             again,
+            soft_prompt,
             prompts,
             quick,
             limit,
@@ -150,12 +163,13 @@ def execute(settings: Settings) -> int:
     for name in (settings.post, settings.base, *([settings.again] if settings.again else [])):
         resolve(name)  # an unknown name is told before anything is loaded
     folder = make_run_folder(settings.out, NAME)
+    shelf = Shelf(home() / "passes")
     taking_part = parties(
-        _load(settings.post, settings),
-        _load(settings.base, settings),
+        _load(settings.post, settings, shelf),
+        _load(settings.base, settings, shelf),
         cast,
         world=world,
-        again=_load(settings.again, settings) if settings.again else None,
+        again=_load(settings.again, settings, shelf) if settings.again else None,
         paraphrases=settings.paraphrases,
     )
     hashed = [*paths, *([settings.prompts] if settings.prompts else [])]
@@ -166,12 +180,23 @@ def execute(settings: Settings) -> int:
     with ExitStack() as stack:
 
         def started(label: str, total: int) -> Callable[[int], None]:
+            stack.close()  # one bar at a time
             return stack.enter_context(progress_bar(label, total, quiet=settings.quiet or settings.json, unit="steps"))
 
-        log = measure(taking_part, material, size, cast=cast, seed=settings.seed, started=started)
+        log = measure(
+            taking_part,
+            material,
+            size,
+            cast=cast,
+            seed=settings.seed,
+            soft=_soft(settings, world),
+            started=started,
+            shelf=shelf,
+        )
     log.facts.update(post=settings.post, base=settings.base, cast=cast.id if cast else "the world's personas")
     log.facts["provenance"] = made
     save_log(folder, log)
+    shelf.clear()
     write_json(folder / "run.json", {"command": NAME, "settings": asdict(settings), **made})
     return _finish(log, folder, as_json=settings.json, quiet=settings.quiet)
 
@@ -217,9 +242,17 @@ def _track(folders: list[str], out: str | None, *, as_json: bool, quiet: bool) -
     return 0
 
 
-def _load(name: str, settings: Settings):  # type: ignore[no-untyped-def]
+def _load(name: str, settings: Settings, shelf: Shelf) -> LanguageModel:
     say(f"Loading {name} …", quiet=settings.quiet or settings.json)
-    return load_model(name, device=settings.device, dtype=settings.dtype)
+    return keep(load_model(name, device=settings.device, dtype=settings.dtype), shelf)
+
+
+def _soft(settings: Settings, world: World | None) -> SoftPromptPlan | None:
+    """How the soft prompt is learned. Training costs as much as several personas, but in a world next to nothing."""
+    n = settings.soft_prompt
+    if n is None:
+        n = 0 if settings.quick and world is None else SoftPromptPlan().n_vectors
+    return SoftPromptPlan(n, seed=settings.seed) if n else None
 
 
 def _common_world(settings: Settings) -> World | None:

@@ -12,6 +12,7 @@ import typer
 
 from personae.cli import options as opt
 from personae.cli.profile_inputs import OTHER_SEED, Brief, Panel, ProfileOptions, open_panel, power_of, read_brief
+from personae.cli.profile_labels import known_speakers
 from personae.cli.profile_output import (
     card_json,
     print_profile,
@@ -32,7 +33,8 @@ from personae.instruments.speaking import Interview, SpeakingModel
 from personae.models.catalogue import home
 from personae.models.protocol import GivesFullDistribution, GivesText, SamplingPlan
 from personae.protocols.beliefs import CAST_LEVELS, CastBeliefs, WorldBeliefs
-from personae.protocols.first_words import MOST_PROMPTS, diagnostic, read_first_words, white_box
+from personae.protocols.favour import Known, favour_of, without_favour
+from personae.protocols.first_words import MOST_PROMPTS, diagnostic, first_dialogue, read_first_words, white_box
 from personae.protocols.profile import DEFAULT_FDR, Listened, ProfileSettings, listen, profile, versus
 from personae.protocols.profile_limits import with_limits
 from personae.protocols.reach import BeliefReader, reach
@@ -74,8 +76,16 @@ def command(
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and shorter replies: wider intervals.")] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="Conversations from every prompt.")] = 1,
+    labels: Annotated[
+        int,
+        typer.Option(
+            "--labels",
+            min=0,
+            help="Conversations held as every persona by the scorer, to take out whom it favours. Default: none.",
+        ),
+    ] = 0,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of a reply. Default: 20, or 16 with --quick.")
+        int | None, typer.Option(min=1, help="Most tokens of a reply. Default: 20, or 12 with --quick.")
     ] = None,
     eta: Annotated[
         float | None, typer.Option(help="Power on the likelihood. Default: as calibrated, else 0.25; 1 in a world.")
@@ -103,6 +113,7 @@ def command(
             system=system,
             versus=versus,
             n=n,
+            labels=labels,
             limit=limit,
             max_tokens=max_tokens,
             quick=quick,
@@ -135,13 +146,22 @@ def execute(settings: Settings) -> int:
     chosen = replace(chosen, eta=eta, eta_source=source)
     said, asked = _said(brief.said, panel.target, brief, settings, brief.plan)
     write_transcripts(folder, "transcripts", said)
+    if not _hidden(panel):
+        panel.judge.expect([first_dialogue(p) for p in _probes(brief, panel, settings)])
     listened = _judge(said, panel, "Scoring", settings)
     write_evidence(folder, "evidence", listened, panel.judge)
+    known = known_speakers(settings, brief, panel) if settings.labels else None
+    favour = None
+    if known is not None:
+        favour = favour_of(known, listened, panel.judge, seed=settings.seed)
+        listened = without_favour(listened, known)
+        source = f"fitted to {len(known.label)} conversations of known speakers (--labels)"
+        chosen = chosen if settings.eta is not None else replace(chosen, eta=known.bias.eta, eta_source=source)
     notes = (*brief.notes, *asked)
     result, mix = profile(listened, panel.judge, brief.prompts, settings=chosen, system=settings.system, notes=notes)
-    result = _first_words(result, mix, brief, panel, settings, folder)
+    result = _first_words(replace(result, favour=favour), mix, brief, panel, settings, folder)
     if settings.versus is not None:
-        result = _versus(result, listened, mix, brief, panel, settings, chosen, folder)
+        result = _versus(result, listened, mix, brief, panel, settings, chosen, folder, known)
     if settings.reach:
         result = _reach(result, brief, panel, settings, folder)
     card = panel.judge.card
@@ -206,7 +226,8 @@ def _judge(said: Transcripts, panel: Panel, label: str, settings: Settings) -> L
         return listen(said, panel.judge, started=started)
 
 
-def _probes(brief: Brief, panel: Panel, n: int) -> tuple[ProbePrompt, ...]:
+def _probes(brief: Brief, panel: Panel, settings: Settings) -> tuple[ProbePrompt, ...]:
+    n = _QUICK_FIRST_WORDS if settings.quick else MOST_PROMPTS
     return single_questions(panel.exact) if panel.exact is not None else diagnostic(brief.prompts, n)
 
 
@@ -228,7 +249,7 @@ def _first_words(
     result: Profile, mix: PersonaMix, brief: Brief, panel: Panel, settings: Settings, folder: Path
 ) -> Profile:
     reason = _hidden(panel)
-    probes = _probes(brief, panel, _QUICK_FIRST_WORDS if settings.quick else MOST_PROMPTS)
+    probes = _probes(brief, panel, settings)
     if not reason and len(probes) < 2:
         reason = "there is only one prompt"
     if reason:
@@ -255,12 +276,14 @@ def _versus(
     settings: Settings,
     chosen: ProfileSettings,
     folder: Path,
+    known: Known | None,
 ) -> Profile:
     plan = replace(brief.plan, seed=brief.plan.seed + OTHER_SEED)
     said, asked = _said(brief.other_said, panel.other, brief, settings, plan)
     write_transcripts(folder, "transcripts-other", said)
     other = _judge(said, panel, "Scoring the other", settings)
     write_evidence(folder, "evidence-other", other, panel.judge)
+    other = other if known is None else without_favour(other, known)
     other_mix = persona_mix(
         other.heard.log_likelihood, panel.judge.log_prior, prompt=other.prompt, eta=chosen.eta, seed=chosen.seed
     )

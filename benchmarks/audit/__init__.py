@@ -1,0 +1,1 @@
+"""`personae audit` and `personae profile` on real models of which something is known."""
