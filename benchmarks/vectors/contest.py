@@ -6,9 +6,10 @@
 instructions of either pole, twenty questions). Ours may also use what the model replied to them, and ordinary text.
 
     dev     layers: of all sets in `CANDIDATES`, the one that local gradients promise most, for every tool alike
-            strength: where ordinary text of dev loses `COST` nats a token, by two measurements
+            strength: where ordinary text of dev loses `COST` nats a token, from one measurement (costs are quadratic)
     test    other questions, replies under an instruction that no tool saw, other ordinary text: effect at the strength
-            from dev with the cost that it has here, and effect at exactly `COST` by a second strength
+            from dev with the cost that it has here; and effect at exactly `COST`, scaled by the root of the costs where
+            they differ by less than a quarter, else by a second measurement
 
 Effect: gain of the log-odds of the poles' replies, nats a token. What is known of a trait and method is kept in FOLDER
 as it becomes known; the same command goes on. hidden-directions takes the mean difference at one layer, which is
@@ -43,7 +44,7 @@ from personae.models.activations import Steering, require_activations
 from personae.models.catalogue import home
 from personae.models.gradients import shift_gradients
 from personae.models.protocol import SamplingPlan
-from personae.protocols.steering import DoseMeter, TraitItem, same_length, trait_items
+from personae.protocols.steering import DoseMeter, TraitItem, same_length
 from personae.protocols.vector_material import Contrast, choose_questions, contrasts
 
 TRAITS = (
@@ -57,9 +58,9 @@ CANDIDATES = tuple(
     for width, step in ((1, 1), (4, 2), (8, 2), (16, 2))
     for first in range(2, 29 - width, step)
 )
-RIVALS = {"repeng": ("pca_diff", "pca_center"), "steering-vectors": ("mean", "pca", "logistic")}
+RIVALS = {"repeng": ("pca_diff", "pca_center"), "steering-vectors": ("mean", "logistic")}
 ONE_LAYER = "hidden-directions/mean"
-OURS = ("personae/reply", "personae/gradient")
+OURS = ("personae/gradient",)
 THEIRS = (*(f"{tool}/{m}" for tool, methods in RIVALS.items() for m in methods), ONE_LAYER)
 
 
@@ -106,12 +107,12 @@ def main() -> None:
 def _run(name: str, traits: list[str], work: Path, python: str) -> None:
     bench = open_model(name, device="cpu")
     reference = load_reference()
-    train, dev = (_ordinary(bench, reference[k :: 3 * (k + 1)], work / f"ordinary-{k}.npz") for k in (0, 1))
+    train, dev = (_ordinary(bench, reference[k :: 5 * (k + 1)], work / f"ordinary-{k}.npz") for k in (0, 1))
     for contrast in contrasts(load_casts(("core",)).select(traits)):
         missing = [m for m in (*OURS, *THEIRS) if not _kept(work, contrast.id, m).is_file()]
         if not missing:
             continue
-        task = _task(bench, contrast, dev, reference[2::18])
+        task = _task(bench, contrast, dev, reference[2::20])
         norms, vectors = _vectors(bench, task, train, work, python)
         for method in missing:
             # Ours shares residual norms among layers, as `--steer` does; the other tools add what they have made.
@@ -137,22 +138,18 @@ def _contest(task: Task, dev: Ordinary, values: np.ndarray, norms: np.ndarray | 
     }
     layers = max(promised, key=lambda c: promised[c][0])
     shift, strength = shifts(layers), promised[layers][1]
-    tried = []
-    for _ in range(2):
-        cost = task.dev.cost(_edits(shift, strength))
-        tried.append({"strength": strength, "cost": cost})
-        strength *= _towards(cost)
-    first, effects = _measured(task.test, shift, strength)
-    second, others = _measured(task.test, shift, strength * _towards(first["cost"]))
-    gap = second["cost"] - first["cost"]
-    share = float(np.clip((COST - first["cost"]) / gap, -1, 2)) if abs(gap) > 1e-4 else 0.0
-    at = effects + share * (others - effects)
+    cost = task.dev.cost(_edits(shift, strength))
+    tries = [_measured(task.test, shift, strength * _towards(cost))]
+    if abs(tries[0][0]["cost"] / COST - 1) > 0.25:
+        tries.append(_measured(task.test, shift, tries[0][0]["strength"] * _towards(tries[0][0]["cost"])))
+    last, effects = min(tries, key=lambda t: abs(t[0]["cost"] - COST))
+    at = effects * _towards(last["cost"])
     return {
         "layers": layers,
         "promised": promised[layers][0],
-        "dev": tried,
-        "as_chosen": first,
-        "second": second,
+        "dev": {"strength": strength, "cost": cost},
+        "as_chosen": tries[0][0],
+        "at_cost": last,
         "effect": float(at.mean()),
         "se": float(at.std(ddof=1) / math.sqrt(len(at))),
         "n": len(at),
@@ -180,25 +177,31 @@ def _task(bench: Workbench, contrast: Contrast, dev: Ordinary, last: tuple[Episo
     questions = choose_questions(texts, bench.model.tokenizer, n_training=QUESTIONS, n_test=TESTED, seed=0)
     stage = Stage(bench.model, bench.renderer, home() / "transcripts", bench.space)
     plan = SamplingPlan(TOKENS)
-    scripts = [
-        Script(f"contest|{contrast.id}|{side}|{q}", side, frames[k % INSTRUCTIONS], (q,))
-        for side, persona in (("pos", contrast.positive), ("neg", contrast.negative))
-        for frames in (bench.renderer.frames(persona),)
-        for k, q in enumerate(questions.training)
-    ]
-    held = stage.hold(scripts, plan, started=lambda _n: lambda _done: None)
-    by = {(t.script.persona, t.script.asks[0]): t.episodes[0] for t in held}
-    said = [
-        TraitItem(q, by["pos", q], by["neg", q]) for q in questions.training if ("pos", q) in by and ("neg", q) in by
-    ]
-    items = trait_items(stage, bench.model, bench.renderer, contrast, questions.test, plan, n_samples=1)
+    said = _spoken(stage, bench, contrast, questions.training, slice(INSTRUCTIONS), plan)
+    items = _spoken(stage, bench, contrast, questions.test, slice(-1, None), plan)
     return Task(
         contrast,
         said,
-        DoseMeter(model, bench.renderer, items[:3], dev.episodes[::3]),
+        DoseMeter(model, bench.renderer, items[:3], dev.episodes[::2]),
         DoseMeter(model, bench.renderer, items[DEV_ITEMS:], last),
         _gradients(bench, items[:DEV_ITEMS]),
     )
+
+
+def _spoken(
+    stage: Stage, bench: Workbench, contrast: Contrast, asked: tuple[str, ...], which: slice, plan: SamplingPlan
+) -> list[TraitItem]:
+    """A reply of either pole to each question, under the instructions named in turn."""
+    scripts = [
+        Script(f"contest|{contrast.id}|{side}|{q}", side, frames[k % len(frames)], (q,))
+        for side, persona in (("pos", contrast.positive), ("neg", contrast.negative))
+        for frames in (bench.renderer.frames(persona)[which],)
+        for k, q in enumerate(asked)
+    ]
+    held = stage.hold(scripts, plan, started=lambda _n: lambda _done: None)
+    by = {(t.script.persona, t.script.asks[0]): t.episodes[0] for t in held}
+    both = [q for q in asked if ("pos", q) in by and ("neg", q) in by]
+    return [TraitItem(q, by["pos", q], by["neg", q]) for q in both]
 
 
 def _vectors(
@@ -216,13 +219,6 @@ def _vectors(
     ]
     ends = read_all(model, bench.renderer, asked, reduce="prompt_last")
     pairs = ends.values.reshape(-1, 2, *ends.values.shape[1:])
-    said = [
-        Reading(f"{side}|{i.question}", side, i.question, bench.renderer.frames(p)[k % INSTRUCTIONS], e)
-        for k, i in enumerate(task.said)
-        for (side, p), e in zip(sides, (i.positive, i.negative), strict=True)
-    ]
-    replies = read_all(model, bench.renderer, said, reduce="response_mean").values
-    made["personae/reply"] = (replies[::2] - replies[1::2]).mean(axis=0)
     made["personae/gradient"] = best_push(_gradients(bench, task.said), train.gradients, train.n_tokens).values
     states = work / f"{task.contrast.id}-states.npz"
     np.savez(states, **{task.contrast.id: pairs})
