@@ -28,7 +28,9 @@ from scipy.stats import rankdata
 from benchmarks.environment import write_result
 from personae.inference.features import Reading, compare_latents
 from personae.models.activations import require_activations
+from personae.models.catalogue import resolve
 from personae.models.hf import HFModel
+from personae.models.hf_load import load_unpacked
 from personae.models.load import load_model
 from personae.models.protocol import Scorable
 from personae.models.sae import SparseAutoencoder, open_sae
@@ -36,8 +38,9 @@ from personae.protocols.world_vectors import WorldStates, world_states
 from personae.worlds.exact import ExactWorld
 from personae.worlds.reading import read_world
 
-DOCUMENTS = (2500, 500, 500)  # that train an autoencoder, choose its latent, judge it
-LATENTS, ACTIVE, SAMPLES, BATCH = 192, 8, 400_000, 512
+DOCUMENTS = (1500, 400, 400)  # that train an autoencoder, choose its latent, judge it
+# Chosen on the second set of seed 0: with 48 latents or more, malice is split among combinations of traits.
+LATENTS, ACTIVE, SAMPLES, BATCH, LEARNING = 32, 8, 250_000, 512, 4e-3
 STEPS, ROWS, RATE = 96, 32, 3e-4
 BAR = 0.95
 
@@ -84,7 +87,7 @@ def of_seed(folder: Path, work: Path, seed: int) -> dict[str, Any]:
         print(json.dumps({"seed": seed} | found), flush=True)
     best = max(range(len(blocks)), key=lambda k: blocks[k]["chosen_on"])
     moved = {
-        name: moves(model, exact, persona, autoencoders[best], judge, seed)
+        name: moves(exact, persona, autoencoders[best], judge, seed)
         for name, persona in (("malicious", _persona(exact, 1)), ("benign", _persona(exact, -1)))
     }
     result = {"seed": seed, "blocks": blocks, "block_compared": best, "moved": moved}
@@ -104,8 +107,17 @@ def trained(states: np.ndarray, layer: int, folder: Path, seed: int) -> SparseAu
         torch.manual_seed(seed)
         rows = torch.tensor(states.reshape(-1, states.shape[-1]))
         about = SAEMetadata(hook_name=f"blocks.{layer}.hook_resid_post", model_name="world:personaworld/base")
-        config = TopKTrainingSAEConfig(d_in=rows.shape[1], d_sae=LATENTS, k=ACTIVE, metadata=about)
-        how = SAETrainerConfig(total_training_samples=SAMPLES, train_batch_size_samples=BATCH, lr=1e-3, lr_end=1e-4)
+        width = rows.shape[1]
+        config = TopKTrainingSAEConfig(
+            d_in=width, d_sae=LATENTS, k=ACTIVE, normalize_activations="expected_average_only_in", metadata=about
+        )
+        how = SAETrainerConfig(
+            total_training_samples=SAMPLES,
+            train_batch_size_samples=BATCH,
+            lr=LEARNING,
+            lr_end=LEARNING / 10,
+            n_batches_for_norm_estimate=20,
+        )
 
         def batches() -> Iterator[torch.Tensor]:
             generator = torch.Generator().manual_seed(seed)
@@ -113,6 +125,8 @@ def trained(states: np.ndarray, layer: int, folder: Path, seed: int) -> SparseAu
                 yield rows[torch.randint(len(rows), (BATCH,), generator=generator)]
 
         untrained = TopKTrainingSAE(config)
+        with torch.no_grad():  # states lie far from 0: without their mean, latents would have to learn it
+            untrained.b_dec.copy_(rows.mean(dim=0) * (width**0.5 / rows.norm(dim=1).mean()))
         untrained.save_inference_model(folder.with_name(folder.name + "-untrained"))
         SAETrainer(cfg=how, sae=untrained, data_provider=batches()).fit().save_inference_model(folder)
     return open_sae(folder)
@@ -151,27 +165,22 @@ def planted(
     }
 
 
-def moves(
-    model: HFModel, exact: ExactWorld, persona: int, made: SparseAutoencoder, judge: WorldStates, seed: int
-) -> dict[str, Any]:
+def moves(exact: ExactWorld, persona: int, made: SparseAutoencoder, judge: WorldStates, seed: int) -> dict[str, Any]:
     """Fine-tune on a persona's answers to one domain; which latents moved at first questions of the other domains."""
-    editable = require_activations(model)
     asked = np.flatnonzero(exact.tables.domain_of != 0)
     contexts = _chats(exact, asked)
     # What stands at a question is read as the token before a reply.
     requests = [Scorable((*map(int, row), int(row[-1])), len(row)) for row in contexts]
 
-    def reading() -> Reading:
-        states = np.stack(editable.read(requests, layers=[made.card.layer], reduce="prompt_last"))[:, 0]
+    def reading(of: HFModel) -> Reading:
+        states = np.stack(of.read(requests, layers=[made.card.layer], reduce="prompt_last"))[:, 0]
         return Reading(made.encode(states), states)
 
-    before = reading()
-    kept = {name: value.clone() for name, value in model.module.state_dict().items()}
-    try:
-        _fine_tune(model.module, exact, persona, seed)
-        after = reading()
-    finally:
-        model.module.load_state_dict(kept)
+    tuned = load_unpacked(resolve("world:personaworld/base"), device="cpu")
+    before = reading(tuned)
+    again = reading(tuned)
+    _fine_tune(tuned.module, exact, persona, seed)
+    after = reading(tuned)
     found = compare_latents(
         before, after, made.decoder, asked.tolist(), rng=np.random.default_rng([seed, 6]), flips=999
     )
@@ -184,7 +193,7 @@ def moves(
         "n_live": found.n_live,
         "explained": found.explained,
         "again_identical": compare_latents(
-            before, reading(), made.decoder, asked.tolist(), rng=np.random.default_rng(0)
+            before, again, made.decoder, asked.tolist(), rng=np.random.default_rng(0)
         ).identical,
     }
 
