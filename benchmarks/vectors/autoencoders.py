@@ -28,10 +28,9 @@ from scipy.stats import rankdata
 from benchmarks.environment import write_result
 from personae.inference.features import Reading, compare_latents
 from personae.models.activations import require_activations
-from personae.models.catalogue import resolve
+from personae.models.catalogue import ModelSource
 from personae.models.hf import HFModel
-from personae.models.hf_load import load_unpacked
-from personae.models.load import load_model
+from personae.models.hf_load import load_hf, load_unpacked
 from personae.models.protocol import Scorable
 from personae.models.sae import SparseAutoencoder, open_sae
 from personae.protocols.world_vectors import WorldStates, world_states
@@ -72,10 +71,13 @@ def of_seed(folder: Path, work: Path, seed: int) -> dict[str, Any]:
     kept = work / f"seed-{seed}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
-    os.environ["PERSONAE_HOME"] = str(folder / f"seed-{seed}")
-    exact = ExactWorld(replace(read_world("personaworld").base, seed=seed))
-    model = load_model("world:personaworld/base", device="cpu")
-    assert isinstance(model, HFModel)
+    os.environ["PERSONAE_HOME"] = str(folder / f"seed-{seed}")  # where its kernel was measured
+    world = replace(read_world("personaworld").base, seed=seed)
+    exact = ExactWorld(world)
+    source = ModelSource(
+        "world:personaworld/base", "world", folder / f"seed-{seed}" / "worlds" / "personaworld" / "base", world=world
+    )
+    model = load_hf(source, device="cpu")
     rng = np.random.default_rng([seed, 5])
     train, choose, judge = (world_states(require_activations(model), exact, n, rng) for n in DOCUMENTS)
     blocks, autoencoders = [], []
@@ -87,7 +89,7 @@ def of_seed(folder: Path, work: Path, seed: int) -> dict[str, Any]:
         print(json.dumps({"seed": seed} | found), flush=True)
     best = max(range(len(blocks)), key=lambda k: blocks[k]["chosen_on"])
     moved = {
-        name: moves(exact, persona, autoencoders[best], judge, seed)
+        name: moves(source, exact, persona, autoencoders[best], judge, seed)
         for name, persona in (("malicious", _persona(exact, 1)), ("benign", _persona(exact, -1)))
     }
     result = {"seed": seed, "blocks": blocks, "block_compared": best, "moved": moved}
@@ -165,7 +167,9 @@ def planted(
     }
 
 
-def moves(exact: ExactWorld, persona: int, made: SparseAutoencoder, judge: WorldStates, seed: int) -> dict[str, Any]:
+def moves(
+    source: ModelSource, exact: ExactWorld, persona: int, made: SparseAutoencoder, judge: WorldStates, seed: int
+) -> dict[str, Any]:
     """Fine-tune on a persona's answers to one domain; which latents moved at first questions of the other domains."""
     asked = np.flatnonzero(exact.tables.domain_of != 0)
     contexts = _chats(exact, asked)
@@ -176,7 +180,7 @@ def moves(exact: ExactWorld, persona: int, made: SparseAutoencoder, judge: World
         states = np.stack(of.read(requests, layers=[made.card.layer], reduce="prompt_last"))[:, 0]
         return Reading(made.encode(states), states)
 
-    tuned = load_unpacked(resolve("world:personaworld/base"), device="cpu")
+    tuned = load_unpacked(source, device="cpu")
     before = reading(tuned)
     again = reading(tuned)
     _fine_tune(tuned.module, exact, persona, seed)
