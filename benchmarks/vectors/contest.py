@@ -15,7 +15,8 @@ of ordinary replies, in a shift after every block (`inference.push`).
             less than a quarter, else by a second measurement
 
 Effect: gain of the log-odds of an item's two replies, nats a token. hidden-directions takes the mean difference of
-prompts at one layer and is run as that. What is known is kept in FOLDER; the same command goes on.
+prompts at one layer, which is among the candidates of steering-vectors. What is known is kept in FOLDER; the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ CANDIDATES = tuple(
     for width, step in ((1, 1), (4, 2), (8, 2), (16, 2))
     for first in range(2, 29 - width, step)
 )
-TOOLS = ("personae", "repeng", "steering-vectors", "hidden-directions")
+TOOLS = ("personae", "repeng", "steering-vectors")
 METHODS = {"repeng": ("pca_diff", "pca_center"), "steering-vectors": ("mean", "pca", "logistic")}
 CONTRASTS = ("prompts", "texts")
 
@@ -142,14 +143,12 @@ def _promised(
         }
         strengths = {c: predicted(shifts["gradient", c], g, dev.gradients, dev.n_tokens, cost=COST)[1] for c in judged}
         return {("gradient", c): (float(np.mean(judged[c])), strengths[c]) for c in CANDIDATES}, shifts
-    made = np.load(work / f"{'steering-vectors' if tool == 'hidden-directions' else tool}.npz")
-    methods = ("mean",) if tool == "hidden-directions" else METHODS[tool]
+    made = np.load(work / f"{tool}.npz")
     shifts = {
         (f"{m} of {c}", layers): _chosen(made[f"{trait}|{c}/{m}"], layers)
-        for m in methods
-        for c in (CONTRASTS if tool != "hidden-directions" else CONTRASTS[:1])
+        for m in METHODS[tool]
+        for c in CONTRASTS
         for layers in CANDIDATES
-        if len(layers) == 1 or tool != "hidden-directions"
     }
     return {k: predicted(s, g, dev.gradients, dev.n_tokens, cost=COST) for k, s in shifts.items()}, shifts
 

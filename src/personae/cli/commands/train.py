@@ -25,6 +25,14 @@ from personae.running.run import provenance, write_json
 
 NAME = "train"
 
+WhileTraining = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steer",
+        help="Steer while training, and only then: 'contemptuous:1@16' (residual norms, layers); repeatable.",
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -134,13 +142,7 @@ def command(
     ] = False,
     patience: Annotated[int, typer.Option(min=1, help="Held-out losses without a new best before it stops.")] = 3,
     beta: Annotated[float, typer.Option(help="DPO: strength of the tie to the untrained model.")] = 0.1,
-    steer: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--steer",
-            help="Steer while training, and only then: 'contemptuous:1@16' (residual norms, layers); repeatable.",
-        ),
-    ] = None,
+    steer: WhileTraining = None,
     vectors: opt.Vectors = None,
     turns: Annotated[str, typer.Option(help="Train on the 'last' assistant turn, or on 'all' of them.")] = "last",
     limit: opt.Limit = None,
