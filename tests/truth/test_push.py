@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from personae.errors import InvalidSettings, NumericsError
-from personae.inference.push import COST, best_push, predicted
+from personae.inference.push import COST, best_push, judge_push, predicted
 
 RNG = np.random.default_rng
 
@@ -76,6 +76,30 @@ def test_tokens_and_shrinkage() -> None:
     flat = best_push(np.zeros((1, 1, 6)), s, [1] * 50)
     assert not flat.values.any()
     assert predicted(flat.values, g, s, [1] * 50) == (0.0, 0.0)
+
+
+def items(n: int, common: np.ndarray, seed: int) -> np.ndarray:
+    """Gradients of items: a common part at the second of two blocks, and noise."""
+    made = RNG(seed).normal(size=(n, 2, 16))
+    made[:, 1] += common
+    return made
+
+
+def test_a_judged_push_beats_its_null_where_there_is_something_and_not_where_there_is_nothing() -> None:
+    _, s = drawn(120, 2, 16)
+    ordinary, other = (s[::2], [1] * 60), (s[1::2], [1] * 60)
+    common = RNG(5).normal(size=16) * 2
+    found = judge_push(items(8, common, 1), items(8, common, 2), ordinary, other, rng=RNG(0))
+    assert found.layer == 1
+    assert found.p <= 0.02
+    assert found.effects.mean() > found.high > 0
+    p = [
+        judge_push(items(8, common * 0, k), items(8, common * 0, 90 + k), ordinary, other, rng=RNG(k), n=99).p
+        for k in range(40)
+    ]
+    assert 0 <= np.mean(np.array(p) <= 0.05) <= 0.2
+    with pytest.raises(InvalidSettings, match="too few"):
+        judge_push(items(3, common, 1), items(8, common, 2), ordinary, other, rng=RNG(0))
 
 
 def test_refusals() -> None:
