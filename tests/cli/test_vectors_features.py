@@ -100,3 +100,31 @@ def test_conditions_judge_a_vector_within_types(personae, model_folder: Path, tm
     assert "at least two traits" in short.err
     world = personae("vectors", "conditions", "--model", "world:tiny/exact", "--only", "formal,contemptuous")
     assert world.status != 0
+
+
+def test_a_push_is_made_from_written_replies_and_steers(personae, model_folder: Path) -> None:
+    found = personae(
+        *("vectors", "push", "--model", model_folder, "--only", "contemptuous,formal", "--n-ordinary", 10),
+        *("--out", "run", *SHORT),
+    )
+    assert found.status == 0, found.err
+    assert [v["id"] for v in found.json["vectors"]] == ["contemptuous_push", "formal_push"]
+    for v in found.json["vectors"]:
+        assert v["low"] <= v["effect"] <= v["high"]
+        assert 0 < v["p"] <= 1
+        assert (v["best_layer"] in (0, 1), v["n_test"]) == (True, 8)
+    # What was made of the dev half raises the log-odds of that half: the direction is not turned around.
+    call = ("measure", model_folder, "--only", "contemptuous", "--quick", "--split", "dev", "--versus", model_folder)
+    moved = personae(*call, "--steer", "contemptuous_push:0.2", *SHORT)
+    assert moved.status == 0, moved.err
+    assert moved.json["versus"]["changes"][0]["change"] > 0
+    few = personae("vectors", "push", "--model", model_folder, "--items", _few(Path("few.jsonl")))
+    assert few.status == 2
+    assert "in its two halves" in few.err
+
+
+def _few(path: Path) -> Path:
+    row = {"trait": "odd", "kind": "reply", "split": "dev"}
+    rows = [row | {"topic": f"t{k}", "prompt": f"{k}?", "pos": "yes", "neg": "no"} for k in range(4)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path

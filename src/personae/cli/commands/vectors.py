@@ -9,6 +9,7 @@ from personae.cli import (
     vectors_extract,
     vectors_features,
     vectors_files,
+    vectors_push,
     vectors_space,
     vectors_steer,
     vectors_watch,
@@ -22,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("extract")(vectors_extract.extract)
+app.command("push")(vectors_push.push)
 app.command("steer")(vectors_steer.steer)
 app.command("space")(vectors_space.space)
 app.command("monitor")(vectors_watch.monitor)
