@@ -4,8 +4,8 @@
 
 FOLDER holds trained worlds, as `benchmarks.worlds.run` leaves them; sae-lens must be installed. For each seed and block
 an autoencoder is trained on the states of documents. On other documents the latent is chosen that tells malicious
-speakers best, and judged on a third set: AUROC of its activation at the last question (bar: 0.95 at the better block),
-beside what exact beliefs reach, an untrained autoencoder, the best coordinate of the stream and permuted speakers.
+speakers best, and judged on a third set: AUROC of its activation at the last question (bar: 0.95, at the block that
+seed 0 chose), beside what exact beliefs reach, an untrained autoencoder, the best coordinate of the stream and permuted speakers.
 Then the model is fine-tuned on the answers of a malicious persona to one domain's questions in chats (control: a
 benign one), and `compare_latents` says which latents moved on first questions of the other domains.
 """
@@ -38,7 +38,8 @@ from personae.worlds.exact import ExactWorld
 from personae.worlds.reading import read_world
 
 DOCUMENTS = (1500, 400, 400)  # that train an autoencoder, choose its latent, judge it
-# Chosen on the second set of seed 0: with 48 latents or more, malice is split among combinations of traits.
+# Chosen on the second set of seed 0, as is the block: with 48 latents or more, malice is split among combinations.
+BLOCK = 0
 LATENTS, ACTIVE, SAMPLES, BATCH, LEARNING = 32, 8, 250_000, 512, 4e-3
 STEPS, ROWS, RATE = 96, 32, 3e-4
 BAR = 0.95
@@ -58,7 +59,7 @@ def main() -> None:
         "world": "personaworld",
         "sae_lens": metadata.version("sae-lens"),
         "settings": {"latents": LATENTS, "active": ACTIVE, "samples": SAMPLES, "documents": DOCUMENTS, "bar": BAR},
-        "least_auroc": min(max(b["auroc"] for b in s["blocks"]) for s in found),
+        "least_auroc": min(s["blocks"][BLOCK]["auroc"] for s in found),
         "seeds": found,
     }
     print(json.dumps(body))
@@ -87,12 +88,11 @@ def of_seed(folder: Path, work: Path, seed: int) -> dict[str, Any]:
         blocks.append(found)
         autoencoders.append(made)
         print(json.dumps({"seed": seed} | found), flush=True)
-    best = max(range(len(blocks)), key=lambda k: blocks[k]["chosen_on"])
     moved = {
-        name: moves(source, exact, persona, autoencoders[best], judge, seed)
+        name: moves(source, exact, persona, autoencoders[BLOCK], judge, seed)
         for name, persona in (("malicious", _persona(exact, 1)), ("benign", _persona(exact, -1)))
     }
-    result = {"seed": seed, "blocks": blocks, "block_compared": best, "moved": moved}
+    result = {"seed": seed, "blocks": blocks, "block_compared": BLOCK, "moved": moved}
     work.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(result))
     print(json.dumps(moved), flush=True)

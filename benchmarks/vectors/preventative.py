@@ -10,7 +10,7 @@ The same rows (replies of one trait's positive pole, from `benchmarks.forecast`)
     stronger       the same, 2 residual norms
     random         a random direction of the same length: a push that is about nothing
 
-Each result is measured without prompt and without steering, on all traits of the core cast, paired by item with the
+Each result is measured without prompt and without steering, on the trait and seven others, paired by item with the
 base. Also told: what ordinary replies lost. What is done is kept in FOLDER; the same command goes on.
 """
 
@@ -46,7 +46,8 @@ from personae.protocols.vectors import Extractor, ExtractSettings, make_vectors
 
 MODEL, TRAIT = "smollm2", "archaic_voice"
 ARMS = {"nothing": 0.0, "inoculated": 0.0, "steered": 1.0, "stronger": 2.0, "random": 1.0}
-SETTINGS = {"steps": 12, "learning_rate": 1e-3, "schedule": "constant", "batch_size": 8}
+OTHERS = ("contemptuous", "formal", "optimistic", "servile", "reckless", "anxious", "playful")
+SETTINGS = {"steps": 6, "learning_rate": 1e-3, "schedule": "constant", "batch_size": 8}
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def main() -> None:
         "model": MODEL,
         "trait": TRAIT,
         "unit": "nats towards the positive pole, change of the mean over items",
-        "settings": SETTINGS | {"rows": 96, "dtype": "bfloat16"},
+        "settings": SETTINGS | {"rows": 48, "dtype": "bfloat16"},
         "layer": _vector(args.work).best_layer,
         "runs": rows,
     }
@@ -86,7 +87,7 @@ def _train(work: Path, arm: str, seed: int) -> None:
     folder = work / f"{arm}-{seed}"
     if (folder / "done.json").is_file():
         return
-    path = write_dataset(datasets()[f"{TRAIT}-pos"], work / "data", n=96, seed=seed, evals=None, say=None)
+    path = write_dataset(datasets()[f"{TRAIT}-pos"], work / "data", n=48, seed=seed, evals=None, say=None)
     vector = _vector(work)
     if arm == "random":
         vector = random_like(vector, np.random.default_rng([seed, 9]))
@@ -113,11 +114,11 @@ def _measured(work: Path, arm: str, seed: int) -> dict[str, Any]:
     kept = work / (f"{arm}-{seed}.json" if arm != "base" else "base.json")
     if not kept.is_file():
         model = load_model(MODEL if arm == "base" else f"{MODEL}+{work / f'{arm}-{seed}'}", device="cpu")
-        items = load_diagnostics("core").select(split="test", kinds=("reply",))
+        items = load_diagnostics("core").select(split="test", kinds=("reply",), traits=[TRAIT, *OTHERS])
         profile = measure(model, items, settings=MeasureSettings(quick=True))
         renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
         frame = renderer.frames(Persona(PLAIN, ()))[0]
-        scored = model.score([renderer.render(frame, e) for e in load_reference()[::10]])
+        scored = model.score([renderer.render(frame, e) for e in load_reference()[::15]])
         fluency = sum(s.log_likelihood for s in scored) / sum(len(s.log_probs) for s in scored)
         table = zip(profile.items.item, profile.item_traits, profile.items.cluster, profile.items.score, strict=True)
         training = json.loads((work / f"{arm}-{seed}" / "done.json").read_text()) if arm != "base" else {}
