@@ -5,7 +5,8 @@
 FOLDER holds trained worlds, as `benchmarks.worlds.run` leaves them; sae-lens must be installed. For each seed and block
 an autoencoder is trained on the states of documents. On other documents the latent is chosen that tells malicious
 speakers best, and judged on a third set: AUROC of its activation at the last question (bar: 0.95, at the block that
-seed 0 chose), beside what exact beliefs reach, an untrained autoencoder, the best coordinate of the stream and permuted speakers.
+seed 0 chose), beside what exact beliefs reach, an untrained autoencoder, the best coordinate of the stream and permuted
+speakers.
 Then the model is fine-tuned on the answers of a malicious persona to one domain's questions in chats (control: a
 benign one), and `compare_latents` says which latents moved on first questions of the other domains.
 """
