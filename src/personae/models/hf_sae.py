@@ -6,6 +6,7 @@ activations; a test holds both readers to the same latents where sae-lens is the
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from importlib import metadata
@@ -49,11 +50,7 @@ def read_sae(folder: Path, *, by_hand: bool = False) -> SparseAutoencoder:
 
 
 def _sae_lens() -> str | None:
-    try:
-        import sae_lens  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError:
-        return None
-    return metadata.version("sae-lens")
+    return metadata.version("sae-lens") if importlib.util.find_spec("sae_lens") is not None else None
 
 
 class _Encoder:
