@@ -11,8 +11,8 @@ of ordinary replies, in a shift after every block (`inference.push`).
             with halves of the items judging each other, since it is made of them; the others have no such handicap
             strength: where ordinary replies of dev lose `COST` nats a token, from one measurement (costs are quadratic)
     test    items of the other half, which share no topic, and other ordinary replies: effect at the strength from dev
-            with the cost that it has here; and at exactly `COST`, scaled by the root of the costs where they differ by
-            less than a quarter, else by a second measurement
+            with the cost that it has here; and at exactly `COST`, scaled by the root of the costs once a strength is
+            found whose cost is within three tenths of it
 
 Effect: gain of the log-odds of an item's two replies, nats a token. hidden-directions takes the mean difference of
 prompts at one layer, which is among the candidates of steering-vectors. What is known is kept in FOLDER; the same
@@ -55,6 +55,7 @@ TRAITS = (
 )  # fmt: skip
 COST = 0.1
 INSTRUCTIONS, QUESTIONS = 2, 20
+TRIES, NEAR = 4, 0.3  # measurements on the test until its cost is within so much of COST
 CANDIDATES = tuple(
     tuple(range(first, first + width))
     for width, step in ((1, 1), (4, 2), (8, 2), (16, 2))
@@ -159,8 +160,8 @@ def _contest(promised: Mapping[Any, tuple[float, float]], shifts: Shifts, costs:
     shift, strength = shifts[best], promised[best][1]
     cost = costs.cost(_edits(shift, strength))
     tries = [_measured(test, shift, strength * _towards(cost))]
-    if abs(tries[0][0]["cost"] / COST - 1) > 0.25:
-        tries.append(_measured(test, shift, tries[0][0]["strength"] * _towards(tries[0][0]["cost"])))
+    while len(tries) < TRIES and not _is_matched(tries[-1][0]["cost"]):
+        tries.append(_measured(test, shift, tries[-1][0]["strength"] * _towards(tries[-1][0]["cost"])))
     last, effects = min(tries, key=lambda t: abs(t[0]["cost"] - COST))
     at = effects * _towards(last["cost"])
     return {
@@ -170,10 +171,16 @@ def _contest(promised: Mapping[Any, tuple[float, float]], shifts: Shifts, costs:
         "dev": {"strength": strength, "cost": cost},
         "as_chosen": tries[0][0],
         "at_cost": last,
+        "matched": _is_matched(last["cost"]),
         "effect": float(at.mean()),
         "se": float(at.std(ddof=1) / math.sqrt(len(at))),
         "n": len(at),
     }
+
+
+def _is_matched(cost: float) -> bool:
+    """Whether a cost is near enough for its effect to be scaled; further away, only what was measured is told."""
+    return abs(cost / COST - 1) <= NEAR
 
 
 def _towards(cost: float) -> float:
@@ -294,7 +301,9 @@ def summary(work: Path, traits: list[str], model: str) -> dict[str, Any]:
     best = {t: max(TOOLS[1:], key=lambda tool: of[t][tool]["effect"]) for t in traits}
     own = {t: of[t]["personae"]["effect"] for t in traits}
     theirs = {t: of[t][best[t]]["effect"] for t in traits}
+    sure = [t for t in traits if all(_is_matched(of[t][tool]["at_cost"]["cost"]) for tool in ("personae", best[t]))]
     rows = {
+        "both_matched_on": sure,
         "ours": {t: round(v, 4) for t, v in own.items()},
         "best_rival": {t: [best[t], round(v, 4)] for t, v in theirs.items()},
         "at_least_as_large_on": sum(own[t] >= theirs[t] for t in traits),
@@ -304,7 +313,9 @@ def summary(work: Path, traits: list[str], model: str) -> dict[str, Any]:
     }
     versions = {tool: json.loads((work / f"{tool}.about.json").read_text())["versions"] for tool in METHODS}
     settings = {"model": model, "cost": COST, "unit": "nats a token", "pairs": INSTRUCTIONS * QUESTIONS}
-    return {"settings": settings, "rivals": versions, "summary": rows, "traits": of}
+    loose = [t for t in traits if t not in sure]
+    note = f"effects of {', '.join(loose)} are scaled from costs far from {COST}: see at_cost" if loose else ""
+    return {"settings": settings, "rivals": versions, "note": note, "summary": rows, "traits": of}
 
 
 if __name__ == "__main__":
