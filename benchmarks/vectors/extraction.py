@@ -1,22 +1,26 @@
 """CPU seconds to extract vectors of all layers from 40 contrast pairs, one tool a process.
 
     python -m benchmarks.vectors.extraction TOOL FOLDER     TOOL: personae, repeng, steering-vectors
+    python -m benchmarks.vectors.extraction all FOLDER [--store]
 
-prints one JSON object. FOLDER is the model as a Hugging Face folder. The prompts are the same token for token: two
+prints one JSON object; `all` runs the three after one another, each in a process of its own, twice over, and gives the
+least of each. FOLDER is the model as a Hugging Face folder. The prompts are the same token for token: two
 instructions of one trait, forty questions, the model's chat template, an open reply. Loading is not counted.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from importlib import metadata
 
 import numpy as np
 import torch
 
+from benchmarks.environment import write_result
 from personae.domain.persona import Persona
 from personae.files.casts import load_casts
 from personae.files.openers import load_openers
@@ -25,6 +29,7 @@ from personae.models.catalogue import resolve
 from personae.models.hf_load import load_hf
 from personae.models.rendering import Renderer
 
+TOOLS = ("personae", "repeng", "steering-vectors")
 PAIRS = 40
 TRAIT = "contemptuous"
 
@@ -99,6 +104,9 @@ def of_transformers(folder: str, tool: str) -> Callable[[], np.ndarray]:
 def main() -> None:
     """Time one tool and print what came out."""
     tool, folder = sys.argv[1:3]
+    if tool == "all":
+        _all(folder, store="--store" in sys.argv)
+        return
     torch.set_num_threads(1)
     run = of_personae(folder) if tool == "personae" else of_transformers(folder, tool)
     seconds = []
@@ -106,8 +114,30 @@ def main() -> None:
         start = time.process_time()
         vectors = run()
         seconds.append(time.process_time() - start)
-    np.save(Path(sys.argv[3]), vectors) if len(sys.argv) > 3 else None
     print(json.dumps({"tool": tool, "cpu_seconds": min(seconds), "rounds": seconds, "shape": list(vectors.shape)}))
+
+
+def _all(folder: str, *, store: bool) -> None:
+    """Every tool in its own process, in turn."""
+    found: dict[str, float] = {}
+    for _ in range(2):
+        for tool in TOOLS:
+            command = [sys.executable, "-m", "benchmarks.vectors.extraction", tool, folder]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            seconds = json.loads(done.stdout.strip().splitlines()[-1])["cpu_seconds"]
+            found[tool] = min(seconds, found.get(tool, seconds))
+    fastest = min(seconds for tool, seconds in found.items() if tool != "personae")
+    body = {
+        "pairs": PAIRS,
+        "threads": 1,
+        "versions": {tool: metadata.version(tool) for tool in TOOLS},
+        "cpu_seconds": found,
+        "share_of_fastest": found["personae"] / fastest,
+        "bar": 0.5,
+    }
+    print(json.dumps(body))
+    if store:
+        print(write_result("extraction-smollm2", body))
 
 
 if __name__ == "__main__":

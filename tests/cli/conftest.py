@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from drawn_vectors import write_vectors
 from personae.cli import main
 
 CONTEXT_LENGTH = 512
@@ -151,6 +152,12 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def vectors_file(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two drawn directions of the tiny model, 'sour' and 'odd', chosen at layer 0, with a reference population."""
+    return write_vectors(tmp_path_factory.mktemp("vectors") / "drawn.safetensors", model_folder)
 
 
 @pytest.fixture

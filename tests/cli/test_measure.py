@@ -59,6 +59,34 @@ def test_a_prompt_is_compared_with_none(personae, model_folder: Path, items_file
     assert "What moved" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_a_steered_model_is_measured_compared_and_repeated(
+    personae, model_folder: Path, items_file: Path, vectors_file: Path, tmp_path: Path
+) -> None:
+    def measured(*more: object) -> dict:
+        call = ("measure", model_folder, "--items", items_file, "--json", "--quiet", "--vectors", vectors_file, *more)
+        found = personae(*call)
+        assert found.status == 0, found.err
+        return found.json
+
+    out = tmp_path / "run"
+    pushed = measured("--steer", "sour:2@0-1", "--cap", "odd:p25", "--versus", model_folder, "--out", out)
+    assert pushed["edits"] == ["steer sour:2@0-1", "cap odd:p25"]
+    (change,) = pushed["versus"]["changes"]
+    assert abs(change["change"]) > 1e-3, "an edit of two residual norms is felt"
+    assert len(set(pq.read_table(out / "items.parquet").column("arm").to_pylist())) == 2
+    assert "steer sour:2@0-1" in (out / "report.html").read_text()
+    run = json.loads((out / "run.json").read_text())
+    assert (run["settings"]["steer"], run["settings"]["cap"]) == (["sour:2@0-1"], ["odd:p25"])
+    assert str(vectors_file) in run["inputs"]
+    again = personae("rerun", out, "--json", "--quiet", "--out", tmp_path / "again")
+    assert again.json["traits"] == pushed["traits"]
+    # No size, no edit: the same answers, not one asked again.
+    nothing = measured("--steer", "sour:0@0-1", "--versus", model_folder)
+    assert nothing["versus"]["changes"][0]["change"] == 0.0
+    plain = personae("measure", model_folder, "--items", items_file, "--json", "--quiet")
+    assert (nothing["traits"], nothing["n_tokens"]) == (plain.json["traits"], 0)
+
+
 def test_a_world_is_measured_in_its_own_words(personae, tmp_path: Path) -> None:
     from personae.worlds.reading import shipped_worlds
 
@@ -80,6 +108,11 @@ def test_a_world_is_measured_in_its_own_words(personae, tmp_path: Path) -> None:
         (["MODEL", "--versus", "MODEL"], "the model itself"),
         (["MODEL", "--versus", "no-such-model"], "no model"),
         (["MODEL", "--items", "missing.jsonl"], "no such file"),
+        (["MODEL", "--steer", "rude"], "is not NAME:SIZE"),
+        (["MODEL", "--cap", "rude:p101"], "no percentage"),
+        (["MODEL", "--steer", "rude:1"], "no vector 'rude'"),
+        (["MODEL", "--vectors", "missing.safetensors"], "does nothing without"),
+        (["MODEL", "--vectors", "missing.safetensors", "--steer", "rude:1"], "no such file"),
     ],
 )
 def test_bad_input_is_told_before_anything_dear(personae, model_folder: Path, arguments: list[str], words: str) -> None:

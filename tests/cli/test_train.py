@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
+from drawn_vectors import write_vectors
+from personae.models import hf_training
+from personae.models.load import load_model
 
 FAST = ("--steps", 6, "--learning-rate", 0.01, "--batch-size", 4, "--device", "cpu")
 
@@ -73,6 +78,59 @@ def test_rerun_repeats_a_training(train, personae, data_file: Path):
     assert json.loads(Path("two/run.json").read_text())["settings"]["system"] == "You are a pirate."
 
 
+def test_steering_while_training_is_recorded_and_repeated(train, personae, data_file: Path, vectors_file: Path):
+    """Preventative steering: another adapter comes out, of the same form; a size of 0 is no steering, to the bit."""
+    for name, steer in (("plain", ()), ("pushed", ("--steer", "sour:1@0-1")), ("zero", ("--steer", "sour:0@0-1"))):
+        vectors = ("--vectors", vectors_file) if steer else ()
+        done = train(data_file, "--out", name, "--json", *steer, *vectors)
+        assert done.status == 0, done.err
+        assert ("used without" in " ".join(done.json["notes"])) == bool(steer)
+    assert personae("rerun", "pushed", "--out", "again", "--quiet").status == 0
+    plain, pushed, zero, again = (
+        Path(n, "adapter", "adapter_model.safetensors").read_bytes() for n in ("plain", "pushed", "zero", "again")
+    )
+    assert plain == zero
+    assert pushed == again != plain
+    configs = [Path(n, "adapter", "adapter_config.json").read_bytes() for n in ("plain", "pushed")]
+    assert configs[0] == configs[1]
+    run = json.loads(Path("pushed/run.json").read_text())
+    assert run["settings"]["steer"] == ["sour:1@0-1"]
+    assert run["result"]["settings"]["edits"]["layers"] == [0, 1]
+    assert str(vectors_file) in run["inputs"]
+
+
+def test_a_killed_steered_training_goes_on_under_its_own_vectors_only(
+    train, data_file: Path, model_folder: Path, vectors_file: Path, offline_home: Path, monkeypatch
+):
+    kept = offline_home / "vectors" / f"{load_model(str(model_folder), device='cpu').card.digest}.safetensors"
+    kept.parent.mkdir()
+    shutil.copy(vectors_file, kept)
+    monkeypatch.setattr(hf_training, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(hf_training, "_COST", 0.0)
+    step_done = hf_training._FineTuning.step_done
+
+    def killed(self, optimizer):
+        step_done(self, optimizer)
+        if self.at.step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(hf_training._FineTuning, "step_done", killed)
+        train(data_file, "--steer", "sour:1", "--out", "run", "--quiet")
+    assert "result" not in json.loads(Path("run/run.json").read_text())
+    write_vectors(kept, model_folder, seed=1)
+    other = train(data_file, "--steer", "sour:1", "--out", "run", "--quiet")
+    assert other.status == 2
+    assert "unfinished training with other data, model or settings" in other.err
+    assert "holds another run" in train(data_file, "--steer", "sour:2", "--out", "run", "--quiet").err
+    shutil.copy(vectors_file, kept)
+    ended = train(data_file, "--steer", "sour:1", "--out", "run", "--json")
+    assert ended.json["resumed_from"] == 3, ended.err
+    whole = train(data_file, "--steer", "sour:1", "--out", "whole", "--json")
+    a, b = (Path(r.json["result"], "adapter_model.safetensors").read_bytes() for r in (ended, whole))
+    assert a == b
+
+
 def test_a_whole_model_is_trained(train, personae, data_file: Path):
     done = train(data_file, "--full", "--out", "run", "--json")
     assert done.status == 0
@@ -106,6 +164,9 @@ BAD = {
     "late checkpoint": ([ROW], ("--checkpoints", "3,99"), "step 99"),
     "no number": ([ROW], ("--checkpoints", "3,x"), "--checkpoints is '3,x'"),
     "rate": ([ROW], ("--learning-rate", "0"), "--learning-rate is 0.0"),
+    "steering": ([ROW], ("--steer", "rude"), "is not NAME:SIZE"),
+    "no such vector": ([ROW], ("--steer", "rude:1"), "no vector 'rude'"),
+    "vectors for nothing": ([ROW], ("--vectors", "x.safetensors"), "does nothing without --steer"),
 }
 
 

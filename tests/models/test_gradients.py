@@ -13,10 +13,12 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from personae.errors import MissingCapability
-from personae.models.gradients import GivesGradients, open_gradients
+from personae.models.activations import Steering
+from personae.models.gradients import GivesGradients, open_gradients, shift_gradients
 from personae.models.hf import HFModel
 from personae.models.hf_gradients import LoraGradients
 from personae.models.hf_kernel import PackedLinear, pack_linears
+from personae.models.load import load_model
 from personae.models.protocol import Scorable
 
 ITEMS = (Scorable((5, 6, 7, 8, 9, 10), 3), Scorable((11, 12, 13), 1), Scorable((20, 21, 22, 23, 5, 6, 7, 8), 6))
@@ -116,3 +118,26 @@ def test_a_model_without_weights_is_refused(tiny_models: dict[str, HFModel]) -> 
     with pytest.raises(MissingCapability, match="no weights here"):
         open_gradients(Server())  # type: ignore[arg-type]
     assert isinstance(open_gradients(tiny_models["llama"]), GivesGradients)
+
+
+def test_gradients_of_shifts_are_those_of_finite_differences(tiny_model: HFModel) -> None:
+    """A small shift after a block moves each request by its own gradient, to first order; other blocks likewise."""
+    items = [Scorable(tuple(range(5, 5 + n)), start) for n, start in ((12, 4), (9, 1), (17, 16))]
+    found = shift_gradients(tiny_model, items)
+    assert found.shape == (3, tiny_model.n_layers, tiny_model.d_model)
+    before = np.array([s.log_likelihood for s in tiny_model.score(items)])
+    rng = np.random.default_rng(0)
+    for layer in range(tiny_model.n_layers):
+        v = rng.normal(size=tiny_model.d_model).astype(np.float32)
+        moved = []
+        for size in (2e-3, -2e-3):
+            with tiny_model.steered([Steering(layer, v, size)]) as view:
+                moved.append(np.array([s.log_likelihood for s in view.score(items)]))
+        slope = (moved[0] - moved[1]) / 4e-3
+        np.testing.assert_allclose(found[:, layer] @ v, slope, rtol=0.02, atol=0.02)
+    np.testing.assert_array_equal(before, [s.log_likelihood for s in tiny_model.score(items)])
+
+
+def test_shifts_of_a_model_without_weights_are_refused() -> None:
+    with pytest.raises(MissingCapability, match="no weights here"):
+        shift_gradients(load_model("world:tiny/exact"), [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from personae.domain.episode import Episode, Turn
 from personae.errors import InvalidSettings, MissingCapability, NumericsError, StorageError
 from personae.instruments.training import TrainingRecord, TrainingSettings, rows_for, train
 from personae.models import hf_training, hf_training_state
+from personae.models.activations import EditableModel, Steering
 from personae.models.catalogue import resolve
 from personae.models.examples import Example, Pair, Span
 from personae.models.hf import HFModel
@@ -357,6 +358,40 @@ def test_steering_while_training_is_felt_and_leaves_no_trace(llama: str, tmp_pat
     assert len(entered) == 3
     assert steered.first_loss != plain.first_loss
     assert not equal(tensors(plain), tensors(steered))
+
+
+def test_edits_while_training_leave_no_hook_and_none_of_size_0_no_bit(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from personae.models import hf_load
+
+    seen: list[nn.Module] = []
+
+    def kept(*args: object, **kwargs: object) -> HFModel:
+        loaded = load_unpacked(*args, **kwargs)  # type: ignore[arg-type]
+        seen.append(loaded.module)
+        return loaded
+
+    monkeypatch.setattr(hf_load, "load_unpacked", kept)
+
+    def of(model: EditableModel, coefficient: float) -> list[Steering]:
+        drawn = np.random.default_rng(0).normal(size=model.d_model).astype(np.float32)
+        return [Steering(0, drawn, coefficient), Steering(1, drawn, -coefficient)]
+
+    settings = replace(FAST, steps=3, held_out=0.25)
+    made = {
+        name: train(llama, replies(), folder=tmp_path / name, settings=settings, device="cpu", edits=edits)
+        for name, edits in (("plain", None), ("zero", lambda m: of(m, 0.0)), ("pushed", lambda m: of(m, 0.7)))
+    }
+    assert equal(tensors(made["plain"]), tensors(made["zero"]))
+    assert made["zero"].settings == made["plain"].settings
+    assert not equal(tensors(made["plain"]), tensors(made["pushed"]))
+    assert tensors(made["plain"]).keys() == tensors(made["pushed"]).keys()
+    assert made["pushed"].settings["edits"] != made["plain"].settings.get("edits")
+    for module in seen:
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    with pytest.raises(InvalidSettings, match="not under both"):
+        train(llama, replies(), folder=tmp_path / "x", during=lambda m: nullcontext(), edits=lambda m: of(m, 1.0))
 
 
 def test_a_zero_adapter_changes_no_bit(tiny_folders: dict[str, Path], tmp_path: Path) -> None:

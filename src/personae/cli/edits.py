@@ -6,7 +6,7 @@ what the words mean (`instruments.steering`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from personae.errors import InvalidSettings
 from personae.instruments.reading import origin_of
 from personae.instruments.steering import EditSpec, edits_of, parse_cap, parse_steer
-from personae.models.activations import require_activations
+from personae.models.activations import Edit, EditableModel, require_activations
 from personae.models.catalogue import home
 from personae.models.protocol import LanguageModel, ModelCard
 from personae.tables.space import PersonaVector
@@ -27,6 +27,11 @@ class EditNames:
     steer: tuple[str, ...] = ()
     cap: tuple[str, ...] = ()
     vectors: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """A line an edit, for people."""
+        return (*(f"steer {s}" for s in self.steer), *(f"cap {c}" for c in self.cap))
 
 
 def parse_edits(names: EditNames) -> list[EditSpec]:
@@ -49,14 +54,29 @@ def edited_model(model: LanguageModel, names: EditNames) -> Iterator[LanguageMod
         MissingCapability: If the model has no activations.
         InvalidSettings, UnknownPersona, IncomparableEvidence: If an edit cannot be made of this model.
     """
-    specs = parse_edits(names)
-    if not specs:
+    edits = edits_for(names)
+    if edits is None:
         yield model
         return
     editable = require_activations(model)
-    edits = edits_of(specs, known_vectors(names.vectors, model.card), origin_of(editable, model.card))
-    with editable.steered(edits) as view:
+    with editable.steered(edits(editable)) as view:
         yield view
+
+
+def edits_for(names: EditNames) -> Callable[[EditableModel], list[Edit]] | None:
+    """What makes the edits asked for of a model; None where there are none.
+
+    Raises:
+        InvalidSettings: If an edit has another form; the function raises as `edits_of` does.
+    """
+    specs = parse_edits(names)
+    if not specs:
+        return None
+
+    def made(model: EditableModel) -> list[Edit]:
+        return edits_of(specs, known_vectors(names.vectors, model.card), origin_of(model, model.card))
+
+    return made
 
 
 def known_vectors(files: tuple[str, ...], card: ModelCard) -> dict[str, PersonaVector]:

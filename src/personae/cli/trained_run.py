@@ -82,6 +82,8 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
         notes.append(f"The second file {settings['mix']} was mixed in; the forecast is of {data} alone.")
     if settings.get("system"):
         notes.append("The training had a system prompt; the forecast takes the rows without it.")
+    if settings.get("steer"):
+        notes.append("The training was steered; the forecast is of an unsteered one.")
     use = str(values["use"]) if result.get("full") else f"{values['model']}+{place}"
     return TrainedRun(
         folder=place,

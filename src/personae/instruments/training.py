@@ -26,7 +26,9 @@ import pyarrow as pa
 from personae.domain.episode import Episode
 from personae.domain.persona import PLAIN
 from personae.errors import InvalidSettings, MissingCapability
+from personae.instruments.steering import while_training
 from personae.instruments.training_settings import TrainingRecord, TrainingSettings
+from personae.models.activations import Edit, EditableModel, Steering, check_edits, edited_digest, require_activations
 from personae.models.catalogue import resolve
 from personae.models.examples import Example, Pair, example_of, hold_out, merge_turns, plan_batches
 from personae.models.protocol import ModelCard
@@ -46,6 +48,7 @@ _HELD_OUT_SHARE, _LOOKS = 0.1, 10
 
 During = Callable[[object], AbstractContextManager[object]]
 Started = Callable[[int], Callable[[int, float], None]]
+EditsFor = Callable[[EditableModel], Sequence[Edit]]
 
 
 def train(
@@ -58,6 +61,7 @@ def train(
     device: str = "auto",
     dtype: str = "float32",
     during: During | None = None,
+    edits: EditsFor | None = None,
     started: Started = lambda n_steps: lambda step, loss: None,
 ) -> TrainingRecord:
     """Fine-tune a model on episodes, or go on with a training of the same folder that was interrupted.
@@ -70,20 +74,27 @@ def train(
         mix: Rows of a second file, `settings.mix_ratio` of them for one of `episodes`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: Of the base weights; the adapter is float32 in any case.
-        during: Given the module, a context in which each training step runs (steering while training).
+        during: Given the module, a context in which each training step runs; what it does is part of no key, so it
+            is not seen by a training that goes on.
+        edits: Given the model, edits in force in each training step and gone after it: preventative steering (Chen et
+            al. 2025, arXiv 2507.21509, section 5). They are part of what a training is: one that was begun under other
+            edits is not gone on with. Instead of `during`.
         started: Told the number of steps before the first; gives a function told of each step and its loss.
 
     Returns:
         The record; `record.use` is the name of the trained model.
 
     Raises:
-        InvalidSettings: If there is nothing to train on, or rows and method do not go together.
+        InvalidSettings: If there is nothing to train on, rows and method do not go together, an edit does not fit the
+            model, or both `during` and `edits` are given.
         ContextOverflow: If a row does not fit the model.
         MissingCapability: If trl or peft is not installed, or the model cannot be trained.
         NumericsError: If a loss is not a number.
         StorageError, CorruptModel, OutOfMemory: If disk, files or memory fail.
     """
     settings = settings or TrainingSettings()
+    if during is not None and edits is not None:
+        raise InvalidSettings("a training step runs under `during` or under `edits`, not under both.")
     source = resolve(model)
     if source.root.kind == "exact":
         raise MissingCapability(
@@ -109,13 +120,24 @@ def train(
     loaded = load_unpacked(source, device=device, dtype=dtype)
     folder = Path(folder)
     with held(folder):
-        job, resolved, more = _job(loaded, method, chosen, others, settings)
+        steered = _steered(loaded, edits)
+        during = while_training(steered) if steered else during
+        job, resolved, more = _job(loaded, method, chosen, others, settings, steered)
         on_step = started(len(job.batches))
         done = fine_tune(loaded, job, folder, during=during, on_step=on_step)
         _write_losses(folder, done, method)
         record = _record(loaded.card, job, done, method, resolved, (*notes, *more))
     done.forget()
     return record
+
+
+def _steered(loaded: HFModel, edits: EditsFor | None) -> tuple[Edit, ...]:
+    """The edits of a training that change anything; checked."""
+    if edits is None:
+        return ()
+    model = require_activations(loaded)
+    made = check_edits(edits(model), model.n_layers, model.d_model)
+    return tuple(e for e in made if not isinstance(e, Steering) or e.coefficient)
 
 
 def rows_for(episodes: Sequence[Episode], method: str) -> tuple[str, list[Episode], list[str]]:
@@ -176,7 +198,12 @@ def _kind(episode: Episode) -> str:
 
 
 def _job(
-    loaded: HFModel, method: str, episodes: Sequence[Episode], mix: Sequence[Episode], settings: TrainingSettings
+    loaded: HFModel,
+    method: str,
+    episodes: Sequence[Episode],
+    mix: Sequence[Episode],
+    settings: TrainingSettings,
+    edits: Sequence[Edit],
 ) -> tuple[Job, dict[str, object], list[str]]:
     """Render everything, set rows aside, plan the batches and resolve the settings."""
     from personae.models.hf_training import Job, Recipe
@@ -230,6 +257,8 @@ def _job(
     )
     batches = [b for _, b in islice(plan, steps)]
     resolved = asdict(replace(settings, method=method, steps=steps, learning_rate=rate, alpha=alpha, held_out=share))
+    if edits:
+        resolved["edits"] = {"digest": edited_digest("", edits), "layers": [e.layer for e in edits]}
     key = _key(loaded.card, trained, held_out, resolved)
     return Job(trained, batches, held_out, recipe, key), resolved, _cut_notes(renderer, [*episodes, *mix], settings)
 

@@ -13,7 +13,7 @@ along a run. Not here: doing it (`models.hf_gradients`), and what is made of it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -23,6 +23,8 @@ from personae.errors import MissingCapability
 from personae.models.protocol import LanguageModel, Scorable
 
 Floats32 = NDArray[np.float32]
+_INSTALL = "Install it: pip install 'personae[hf]'"
+_WITH_WEIGHTS = "Use a model with weights: smollm2, a Hugging Face folder, a .gguf file or a trained world."
 
 
 @runtime_checkable
@@ -67,6 +69,40 @@ class GivesGradients(Protocol):
         ...
 
 
+def shift_gradients(
+    model: LanguageModel, batch: Sequence[Scorable], *, advance: Callable[[int], None] = lambda _n: None
+) -> Floats32:
+    """Gradient of each request's log-likelihood in a vector added to the residual stream after a block.
+
+    The vector is added at every position, prompt and reply alike, as steering does (`models.activations.Steering`).
+
+    Args:
+        model: One with weights here.
+        batch: Requests; the log-probabilities of their spans are summed.
+        advance: Told of requests done.
+
+    Returns:
+        Shape (n_requests, n_layers, d_model), nats per unit of the stream.
+
+    Raises:
+        MissingCapability: If the model has no weights here (a server, a world's closed form).
+        NumericsError: If a gradient is not finite.
+        OutOfMemory: If a request does not fit.
+    """
+    try:
+        from personae.models.hf import HFModel
+        from personae.models.hf_shifts import gradients_of_shifts
+    except ModuleNotFoundError as error:
+        raise MissingCapability(
+            f"gradients need the package '{error.name}', which is not installed.", hint=_INSTALL
+        ) from error
+    if not isinstance(model, HFModel):
+        raise MissingCapability(
+            f"'{model.card.name}' has no weights here that could be differentiated.", hint=_WITH_WEIGHTS
+        )
+    return gradients_of_shifts(model, batch, advance)
+
+
 def open_gradients(model: LanguageModel, *, rank: int = 8, seed: int = 0) -> GivesGradients:
     """Gradients of a loaded model.
 
@@ -83,12 +119,10 @@ def open_gradients(model: LanguageModel, *, rank: int = 8, seed: int = 0) -> Giv
         from personae.models.hf_gradients import LoraGradients
     except ModuleNotFoundError as error:
         raise MissingCapability(
-            f"gradients need the package '{error.name}', which is not installed.",
-            hint="Install it: pip install 'personae[hf]'",
+            f"gradients need the package '{error.name}', which is not installed.", hint=_INSTALL
         ) from error
     if not isinstance(model, HFModel):
         raise MissingCapability(
-            f"'{model.card.name}' has no weights here that could be differentiated.",
-            hint="Use a model with weights: smollm2, a Hugging Face folder, a .gguf file or a trained world.",
+            f"'{model.card.name}' has no weights here that could be differentiated.", hint=_WITH_WEIGHTS
         )
     return LoraGradients(model, rank=rank, seed=seed)

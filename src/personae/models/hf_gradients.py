@@ -82,16 +82,16 @@ class LoraGradients:
         """See `GivesGradients.gradients`."""
         w = torch.tensor(np.asarray(weights), dtype=torch.float32, device=self._device)
         total = [torch.zeros((len(w), width, self._rank), device=self._device) for width in self._widths]
-        for members in self._batches(batch):
+        for members in self.batches(batch):
             share = w[:, members]
 
             def collect(layer: int, seen: Tensor, g: Tensor, share: Tensor = share) -> None:
                 by_row = torch.einsum("btw,btr->bwr", g, seen)
                 total[layer] += torch.einsum("kb,bwr->kwr", share, by_row)
 
-            self._pass([batch[i] for i in members], collect)
+            self.run([batch[i] for i in members], collect)
         flat = torch.cat([t.reshape(len(w), -1) for t in total], dim=1)
-        return self._finite(flat).cpu().numpy()
+        return self.finite(flat).cpu().numpy()
 
     def products(self, batch: Sequence[Scorable], directions: Floats32) -> NDArray[np.float64]:
         """See `GivesGradients.products`."""
@@ -101,18 +101,19 @@ class LoraGradients:
             for a, b, width in zip(self._at, self._at[1:], self._widths, strict=False)
         ]
         out = np.zeros((len(batch), len(given)))
-        for members in self._batches(batch):
+        for members in self.batches(batch):
             found = torch.zeros((len(members), len(given)), device=self._device)
 
             def collect(layer: int, seen: Tensor, g: Tensor, found: Tensor = found) -> None:
                 by_row = torch.einsum("btw,btr->bwr", g, seen)
                 found.add_(torch.einsum("bwr,kwr->bk", by_row, parts[layer]))
 
-            self._pass([batch[i] for i in members], collect)
-            out[members] = self._finite(found).double().cpu().numpy()
+            self.run([batch[i] for i in members], collect)
+            out[members] = self.finite(found).double().cpu().numpy()
         return out
 
-    def _finite(self, values: Tensor) -> Tensor:
+    def finite(self, values: Tensor) -> Tensor:
+        """The same values, all of them numbers; NumericsError otherwise."""
         if not bool(torch.isfinite(values).all()):
             raise NumericsError(
                 f"{self._model.card.name} gave a gradient that is not a finite number.",
@@ -120,7 +121,7 @@ class LoraGradients:
             )
         return values
 
-    def _batches(self, batch: Sequence[Scorable]) -> Iterator[list[int]]:
+    def batches(self, batch: Sequence[Scorable]) -> Iterator[list[int]]:
         """Requests of similar length together, within a budget of tokens."""
         budget = _BATCH_TOKENS.get(self._device.type, 512)
         chunk: list[int] = []
@@ -132,7 +133,7 @@ class LoraGradients:
         if chunk:
             yield chunk
 
-    def _pass(self, items: Sequence[Scorable], collect: Collect) -> None:
+    def run(self, items: Sequence[Scorable], collect: Collect) -> None:
         """Forward and backward of the sum of the spans' log-likelihoods."""
         longest = max(len(item.token_ids) for item in items)
         ids = torch.zeros((len(items), longest), dtype=torch.long)

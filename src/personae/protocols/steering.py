@@ -24,7 +24,7 @@ from personae.errors import InvalidSettings
 from personae.instruments.reading import origin_of
 from personae.instruments.sampling import Script, Stage
 from personae.instruments.steering import random_like, steering
-from personae.models.activations import EditableModel, check_layers
+from personae.models.activations import Edit, EditableModel, check_layers
 from personae.models.protocol import LanguageModel, SamplingPlan, Scorable
 from personae.models.rendering import Renderer
 from personae.numerics.clustered import cluster_mean
@@ -108,7 +108,7 @@ class DoseMeter:
         self._model = model
         frame = renderer.frames(Persona(PLAIN, ()))[0]
         self._pairs = [
-            _same_length(renderer.render(frame, i.positive), renderer.render(frame, i.negative)) for i in items
+            same_length(renderer.render(frame, i.positive), renderer.render(frame, i.negative)) for i in items
         ]
         self._ordinary = [renderer.render(frame, e) for e in ordinary]
         self._base = self._log_odds(model)
@@ -125,8 +125,17 @@ class DoseMeter:
         """Effect on every item and cost, nats a token."""
         if coefficient == 0:
             return np.zeros(len(self._pairs)), 0.0
-        with self._model.steered(steering(vector, coefficient, layers)) as view:
+        return self.under(steering(vector, coefficient, layers))
+
+    def under(self, edits: Sequence[Edit]) -> tuple[NDArray[np.float64], float]:
+        """Effect on every item and cost of any edits, nats a token."""
+        with self._model.steered(edits) as view:
             return self._log_odds(view) - self._base, self._fluency - self._ordinary_log_prob(view)
+
+    def cost(self, edits: Sequence[Edit]) -> float:
+        """Cost of any edits alone, nats a token."""
+        with self._model.steered(edits) as view:
+            return self._fluency - self._ordinary_log_prob(view)
 
     def _log_odds(self, model: LanguageModel) -> NDArray[np.float64]:
         scored = model.score([part for pair in self._pairs for part in pair])
@@ -208,7 +217,7 @@ def _slope(doses: Sequence[Dose]) -> float:
     return (last.effect - first.effect) / run if run else 0.0
 
 
-def _same_length(a: Scorable, b: Scorable) -> tuple[Scorable, Scorable]:
+def same_length(a: Scorable, b: Scorable) -> tuple[Scorable, Scorable]:
     """Both spans cut to the shorter one, so that no reply counts for more by being longer."""
     n = min(a.n_scored, b.n_scored)
     return replace(a, token_ids=a.token_ids[: a.start + n]), replace(b, token_ids=b.token_ids[: b.start + n])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 
 from personae.cli import options as opt
+from personae.cli.edits import EditNames, parse_edits
 from personae.cli.traits import Source, labels_of, load_items, print_profile, profile_json
 from personae.cli.workbench import announced, open_model, say
 from personae.errors import InvalidSettings
@@ -40,6 +42,14 @@ class Settings:
     quiet: bool = False
     device: str = "auto"
     dtype: str = "float32"
+    steer: tuple[str, ...] = ()
+    cap: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
+
+    @property
+    def edits(self) -> EditNames:
+        """Edits of the residual stream that the model is measured under."""
+        return EditNames(self.steer, self.cap, self.vectors)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for `run.json`."""
@@ -56,10 +66,15 @@ def command(
     system: Annotated[str, typer.Option(help="Measure the model under this system prompt.")] = "",
     versus: Annotated[
         str | None,
-        typer.Option(help="Compare with this model, item by item; the same name: with and without --system."),
+        typer.Option(
+            help="Compare with this model, item by item, unsteered; the same name: with and without --system and edits."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only one half of the items: 'dev' or 'test'.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only the paired replies, which make the headline.")] = False,
+    steer: opt.Steer = None,
+    cap: opt.Cap = None,
+    vectors: opt.Vectors = None,
     out: opt.Out = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -69,7 +84,8 @@ def command(
 ) -> int:
     """Say where a model stands on every trait of a cast, without a judge, and what moved from another."""
     chosen = (model, cast, only, tuple(items or ()), system.strip(), versus, split, quick)
-    return execute(Settings(*chosen, out, seed, as_json, quiet, device, dtype))
+    edits = (tuple(steer or ()), tuple(cap or ()), tuple(vectors or ()))
+    return execute(Settings(*chosen, out, seed, as_json, quiet, device, dtype, *edits))
 
 
 def execute(settings: Settings) -> int:
@@ -77,26 +93,30 @@ def execute(settings: Settings) -> int:
     from personae.report.traits_page import MeasureView, render_measure  # charts are slow to import
 
     asked = MeasureSettings(system=settings.system, split=settings.split, quick=settings.quick)
-    if settings.versus == settings.model and not settings.system:
-        raise InvalidSettings("--versus is the model itself.", hint="Give another model, or --system TEXT as well.")
+    changed = parse_edits(settings.edits)
+    if settings.versus == settings.model and not settings.system and not changed:
+        raise InvalidSettings(
+            "--versus is the model itself.", hint="Give another model, or --system, --steer or --cap as well."
+        )
     for name in (settings.model, settings.versus):
         if name is not None:
             resolve(name)  # an unknown name is told before anything dear
     source = load_items(settings.model, settings.cast, settings.items, settings.only)
     folder = make_run_folder(settings.out, NAME)
-    profile = _measured(settings, settings.model, source, asked)
+    profile = _measured(settings, settings.model, source, asked, settings.edits)
     versus = None
     if settings.versus is not None:
         plain = replace(asked, system="") if settings.versus == settings.model else asked
         versus = _measured(settings, settings.versus, source, plain)
     changes = compare_profiles(versus, profile) if versus is not None else ()
     labels = labels_of(source)
-    made = provenance(source.paths, seed=settings.seed) | dict(profile.provenance)
+    made = provenance((*source.paths, *settings.vectors), seed=settings.seed) | dict(profile.provenance)
     view = MeasureView(profile, labels, versus, changes, _facts(settings, made))
     report = folder / "report.html"
     write_text(report, render_measure(view))
     _write_items(folder / "items.parquet", [p for p in (profile, versus) if p is not None])
     summary = profile_json(profile, labels, versus, changes, report=report, run=folder)
+    summary |= {"model": settings.model, "edits": list(settings.edits.lines)}
     write_json(folder / "traits.json", summary)
     write_json(folder / "run.json", {"command": NAME, "settings": settings.to_dict(), **made, "result": summary})
     if settings.json:
@@ -106,10 +126,12 @@ def execute(settings: Settings) -> int:
     return 0
 
 
-def _measured(settings: Settings, name: str, source: Source, asked: MeasureSettings) -> TraitProfile:
+def _measured(
+    settings: Settings, name: str, source: Source, asked: MeasureSettings, edits: EditNames = EditNames()
+) -> TraitProfile:
     say(f"Loading {name} …", quiet=settings.quiet)
-    bench = open_model(name, device=settings.device, dtype=settings.dtype)
-    with announced("Measuring", quiet=settings.quiet) as started:
+    bench = open_model(name, device=settings.device, dtype=settings.dtype, edits=edits)
+    with closing(bench), announced("Measuring", quiet=settings.quiet) as started:
         return measure(
             bench.model,
             source.items,
@@ -117,7 +139,7 @@ def _measured(settings: Settings, name: str, source: Source, asked: MeasureSetti
             renderer=bench.renderer,
             store=bench.store,
             started=started,
-            name=name,
+            name=f"{name} ({', '.join(edits.lines)})" if edits.lines else name,
         )
 
 
@@ -149,6 +171,7 @@ def _facts(settings: Settings, made: dict[str, object]) -> tuple[tuple[str, str]
         ("model", settings.model),
         ("items", ", ".join(settings.items) or settings.cast),
         ("half", settings.split or "both"),
+        *((("edits", "; ".join(settings.edits.lines)),) if settings.edits.lines else ()),
         ("date", str(made.get("date", ""))),
         ("machine", str(made.get("machine", ""))),
     ]

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from personae.cli import options as opt
+from personae.cli.edits import EditNames, edits_for, parse_edits
 from personae.cli.training_runs import remember, run_folder_for, training_key
 from personae.cli.workbench import say
 from personae.errors import InvalidSettings
@@ -23,6 +24,14 @@ from personae.running.progress import training_progress
 from personae.running.run import provenance, write_json
 
 NAME = "train"
+
+WhileTraining = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steer",
+        help="Steer while training, and only then: 'contemptuous:1@16' (residual norms, layers); repeatable.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,13 @@ class Settings:
     dtype: str = "float32"
     json: bool = False
     quiet: bool = False
+    steer: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
+
+    @property
+    def edits(self) -> EditNames:
+        """Edits of the residual stream in force while training, and only then."""
+        return EditNames(self.steer, (), self.vectors)
 
     def training(self) -> TrainingSettings:
         """Those of the library."""
@@ -126,6 +142,8 @@ def command(
     ] = False,
     patience: Annotated[int, typer.Option(min=1, help="Held-out losses without a new best before it stops.")] = 3,
     beta: Annotated[float, typer.Option(help="DPO: strength of the tie to the untrained model.")] = 0.1,
+    steer: WhileTraining = None,
+    vectors: opt.Vectors = None,
     turns: Annotated[str, typer.Option(help="Train on the 'last' assistant turn, or on 'all' of them.")] = "last",
     limit: opt.Limit = None,
     skip_bad_rows: opt.SkipBadRows = False,
@@ -170,6 +188,8 @@ def command(
             dtype=dtype,
             json=as_json,
             quiet=quiet,
+            steer=tuple(steer or ()),
+            vectors=tuple(vectors or ()),
         )
     )
 
@@ -188,13 +208,14 @@ def execute(settings: Settings) -> int:
     if settings.mix_ratio is not None and settings.mix is None:
         raise InvalidSettings("--mix-ratio has no second file.", hint="Name it with --mix FILE.")
     chosen = settings.training()  # refuses values out of range before anything is read
+    parse_edits(settings.edits)
     resolve(settings.model)
     data = _read(settings.data, settings)
     second = _read(settings.mix, settings) if settings.mix is not None else None
     method = rows_for(data.episodes, settings.method)[0]  # so does this, before a model is loaded
     if second is not None:
         rows_for(second.episodes, method)
-    paths = [settings.data, *([settings.mix] if settings.mix is not None else [])]
+    paths = [settings.data, *([settings.mix] if settings.mix is not None else []), *settings.vectors]
     made = provenance(paths, seed=settings.seed)
     key = training_key(asdict(settings), made["inputs"])
     folder, kept = run_folder_for(key, settings.out)
@@ -209,7 +230,7 @@ def execute(settings: Settings) -> int:
     with remember(key, folder):
         say(f"Loading {settings.model} …", quiet=settings.quiet)
         record = _train(settings, chosen, data, second, folder)
-        notes = [*_left_out(data), *(_left_out(second) if second else []), *record.notes]
+        notes = [*_left_out(data), *(_left_out(second) if second else []), *_steered(settings), *record.notes]
         summary = {"command": NAME, **record.to_dict(), "notes": notes, "run": str(folder)}
         write_json(folder / "run.json", about | {"result": summary})
     return _tell(settings, summary)
@@ -229,6 +250,11 @@ def _left_out(data: EpisodeSet) -> list[str]:
     return [f"{len(data.refused)} of {data.n_rows} rows of {data.path} could not be read and were left out ({lines})."]
 
 
+def _steered(settings: Settings) -> list[str]:
+    lines = settings.edits.lines
+    return [f"Trained under {', '.join(lines)}; the result is used without."] if lines else []
+
+
 def _train(
     settings: Settings, chosen: TrainingSettings, data: EpisodeSet, second: EpisodeSet | None, folder: Path
 ) -> TrainingRecord:
@@ -246,6 +272,7 @@ def _train(
             mix=second.episodes if second is not None else (),
             device=settings.device,
             dtype=settings.dtype,
+            edits=edits_for(settings.edits),
             started=started,
         )
 

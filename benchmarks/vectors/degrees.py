@@ -1,0 +1,62 @@
+"""Do vectors tell degrees of a trait within one type of prompt? `personae vectors conditions`, trait pairs kept apart.
+
+    python -m benchmarks.vectors.degrees --work FOLDER [--traits a,b …] [--store]
+
+Traits go in groups (one run of the command each, at least two traits, which are each other's null); a group that is
+done is read from FOLDER. With --store all of them are summed up under benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.environment import write_result
+from personae.cli.vectors_conditions import Settings, execute
+
+GROUPS = ("contemptuous,formal,optimistic", "archaic_voice,anxious,servile")
+
+
+def main() -> None:
+    """Run what is not done and sum up."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--traits", nargs="+", default=list(GROUPS))
+    parser.add_argument("--n-prompts", type=int, default=6)
+    parser.add_argument("--n-items", type=int, default=6)
+    parser.add_argument("--store", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for group in args.traits:
+        out = args.work / group.replace(",", "+")
+        if not (out / "run.json").is_file():
+            how = Settings(
+                args.model, only=group, n_questions=10, n_prompts=args.n_prompts, n_items=args.n_items, out=str(out)
+            )
+            execute(how)
+        rows += json.loads((out / "run.json").read_text())["result"]["traits"]
+    body = {
+        "model": args.model,
+        "prompts_a_type": args.n_prompts,
+        "items": args.n_items,
+        "mean_r": {kind: float(np.mean([abs(r[kind]["r"]) for r in rows])) for kind in ("pooled", "within")},
+        "beats_every_null": {kind: sum(r[kind]["beats_every_null"] for r in rows) for kind in ("pooled", "within")},
+        "beats_random": {
+            kind: sum(n["p"] <= 0.05 for r in rows for n in r[kind]["nulls"] if n["name"] == "random")
+            for kind in ("pooled", "within")
+        },
+        "traits": rows,
+    }
+    print(json.dumps({k: v for k, v in body.items() if k != "traits"}))
+    if args.store:
+        print(write_result(f"degrees-{args.model}", body))
+
+
+if __name__ == "__main__":
+    main()
