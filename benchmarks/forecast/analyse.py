@@ -26,7 +26,6 @@ from benchmarks.forecast.reading import READINGS
 from benchmarks.forecast.registry import past_runs
 from benchmarks.forecast.work import BATCH, DOSES, DTYPE, RATE
 from personae.errors import InvalidSettings
-from personae.inference.common_mode import cells_of
 from personae.inference.forecast_skill import (
     Held,
     Value,
@@ -36,7 +35,7 @@ from personae.inference.forecast_skill import (
     skill,
     trained_cells,
 )
-from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, method_named
+from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, cells_for, method_named
 from personae.tables.run_registry import PastRun
 
 Floats = NDArray[np.float64]
@@ -93,7 +92,7 @@ def main() -> None:
 def hold(name: str, runs: Sequence[PastRun]) -> Held:
     """Forecasts of every cell, each without its family."""
     method = method_named(name)
-    cells = cells_of(runs, name if method.uses_score else None)
+    cells = cells_for(name, runs)
     return leave_one_family_out(
         cells, uses_score=method.uses_score, uses_form=method.form, trained=trained_cells(cells, runs)
     )
