@@ -25,6 +25,7 @@ from personae.files.casts import load_casts
 from personae.files.diagnostics import load_diagnostics
 from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.forecast_geometry import Directions
+from personae.instruments.forecast_passes import trait_marks
 from personae.instruments.forecasting import ForecastJob, TrainingPlan, signed_statements
 from personae.models.protocol import Scorable
 from personae.protocols.forecast import method_named
@@ -44,6 +45,7 @@ MOST_ROWS = {
     "em_flow": 4,
 }
 # Two instructions a trait make likelihoods dear (57 passes a row for all traits), so they are read for some traits.
+SHRINK = 0.1  # of the covariance from which random directions are drawn
 PASSED = ("gradient", "gradient_sgd", "centroid")  # by one pass over the same few rows
 LIKELIHOODS = ("llr", "tempered_bayes", "em_flow")
 LIKELIHOOD_TRAITS = (
@@ -86,6 +88,35 @@ def read_run(run: Run, folder: Path, evals: Path | None, names: tuple[str, ...])
         body["model_digest"] = _bench(run.model).model.card.digest
         _write(target, json.dumps(body).replace('}, "', '},\n"') + "\n")
     return body
+
+
+def read_states(run: Run, folder: Path, evals: Path | None) -> None:
+    """Keep where a file's few rows lie in the middle layer, for the null of random directions; forward passes alone.
+
+    shared/states/RUN.npy         mean residual stream less that of ordinary replies, shape (1, d_model)
+    shared/MODEL-poles.npz        difference of the poles' centres by trait, covariance of ordinary replies (shrunk)
+    """
+    place = folder / "shared" / "states" / f"{run.id}.npy"
+    if place.is_file():
+        return
+    job = _job(run, folder, evals, MOST_ROWS["centroid"])
+    layer = [_bench(run.model).model.n_layers // 2]  # type: ignore[attr-defined]
+
+    def states(items: Sequence[Scorable]) -> np.ndarray:
+        return np.stack([a[0] for a in _remembering(run.model).read(items, layers=layer)]).astype(np.float64)
+
+    ordinary = states([job.plain(e) for e in job.reference[::2]])
+    weight = np.array([e.weight for e in job.few()])
+    mean = weight @ states(job.rendered_few()) / np.abs(weight).sum()
+    _keep(place, (2 * mean if job.method == "dpo" else mean - ordinary.mean(axis=0))[None])
+    marks = trait_marks(job)
+    seen = np.cov(ordinary.T)
+    covariance = (1 - SHRINK) * seen + SHRINK * np.trace(seen) / len(seen) * np.eye(len(seen))
+    np.savez(
+        folder / "shared" / f"{run.model}-poles.npz",
+        vectors=(marks.centres[:, 0] - marks.centres[:, 1])[:, None],
+        covariance=covariance[None],
+    )
 
 
 @cache

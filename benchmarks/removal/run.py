@@ -13,6 +13,7 @@ Bars: named rows remove 70% of the induced shift or more, random ones 20% or les
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -30,7 +31,7 @@ from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.forecasting import ForecastJob, TrainingPlan, signed_statements
 from personae.instruments.training import train
 from personae.instruments.training_settings import TrainingSettings
-from personae.protocols.attribution import Outcome, attribute, outcome_of, rank_rows
+from personae.protocols.attribution import Outcome, Ranking, attribute, outcome_of, rank_rows
 from personae.protocols.measure import MeasureSettings, measure
 
 DTYPE = "bfloat16"  # of the frozen weights in training, as in the forecast benchmark
@@ -50,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=36, help="of eight rows: two epochs")
+    parser.add_argument("--steps", type=int, default=24, help="of eight rows each")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="as in the forecast benchmark")
     parser.add_argument("--random", type=int, default=2, help="draws of random rows")
     parser.add_argument("--planted", type=int, default=14)
@@ -74,14 +75,16 @@ def main() -> None:
         kept=bench.kept(),
         most_rows=len(rows),
     )
-    rankings = [rank_rows(job, trait, method=m) for m in ("llr", "gradient")]
+    rankings = [_ranked(job, trait, m, args.work) for m in ("llr", "gradient")]
     draws = [rank_rows(job, trait, method="random", seed=args.seed + k) for k in range(args.random)]
     rankings += [replace(r, method=f"random {k + 1}") for k, r in enumerate(draws)]
     for r in rankings:
         print(f"{r.method}: separation of planted rows {r.separation(planted):.3f}, {r.seconds:.0f} s", flush=True)
 
     def outcome(kept: Sequence[Episode], name: str) -> Outcome:
-        folder = args.work / f"{name.replace(' ', '-')}-{args.steps}-{args.learning_rate:g}-{args.seed}"
+        # Named by the rows that are left: two rankings that name the same rows are one training.
+        left = hashlib.blake2b(" ".join(e.id for e in kept).encode(), digest_size=6).hexdigest()
+        folder = args.work / f"{args.model}-{args.steps}-{args.learning_rate:g}-{args.seed}-{left}"
         note = folder / "outcome.json"
         if not note.is_file():
             settings = TrainingSettings(steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
@@ -110,6 +113,17 @@ def main() -> None:
         **asdict(found),
     }
     print(write_result(f"removal-{args.model}", body))
+
+
+def _ranked(job: ForecastJob, trait: str, method: str, work: Path) -> Ranking:
+    """A ranking, from the work folder where it was made before."""
+    note = work / f"ranking-{job.model.card.digest[:8]}-{trait}-{method}-{len(job.episodes)}.json"
+    if not note.is_file():
+        made = rank_rows(job, trait, method=method)
+        work.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps([made.score.tolist(), made.seconds]), encoding="utf-8")
+    score, seconds = json.loads(note.read_text(encoding="utf-8"))
+    return Ranking(method, trait, 1.0, tuple(e.id for e in job.sample()), np.array(score), seconds)
 
 
 if __name__ == "__main__":

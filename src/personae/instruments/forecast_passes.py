@@ -26,6 +26,7 @@ from personae.models.protocol import Scorable
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
+Kept = NDArray[np.generic]
 
 LORA_RANK = 8
 _SEED_OF_A = 0  # one A for all files and seeds, so that traits' marks and past runs' readings go together
@@ -105,19 +106,20 @@ def _marks(job: ForecastJob, traits: Sequence[str]) -> TraitMarks:
         todo = {t: _PASSES * n_tokens(rendered[t]) for t in missing}
         advance = job.started(Work(sum(len(rendered[t]) for t in missing), sum(todo.values())))
         for trait in missing:
-            kept[trait] = _one(gradients, rendered[trait], weights[trait], _middle(job))
+            made = _one(gradients, rendered[trait], weights[trait], _middle(job))
             if job.kept is not None:
-                job.kept.put(keys[trait], kept[trait])
+                job.kept.put(keys[trait], made)
+            kept[trait] = made
             advance(todo[trait])
     found = [v for v in kept.values() if v is not None]
     return TraitMarks(
         np.stack([v["gradient"].astype(np.float32) * np.float32(v["unit"]) for v in found]),
-        np.stack([v["centres"] for v in found]),
+        np.stack([v["centres"].astype(np.float32) for v in found]),
         _PASSES * sum(n_tokens(items) for items in rendered.values()),
     )
 
 
-def _one(gradients: GivesGradients, items: Sequence[Scorable], weights: Floats, layer: int) -> dict[str, NDArray]:
+def _one(gradients: GivesGradients, items: Sequence[Scorable], weights: Floats, layer: int) -> dict[str, Kept]:
     """One trait's marks as they are kept.
 
     The gradient is in half precision over its largest entry, which changes inner products by a ten-thousandth and
