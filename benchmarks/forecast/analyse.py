@@ -243,7 +243,7 @@ def directions_null(folder: Path, runs: Sequence[PastRun]) -> dict[str, Any]:
     """Do directions of traits say more than directions of the same covariance that mean nothing?
 
     poles: differences of the centres of a trait's statements, middle layer (stage read-states). personas: persona
-    vectors, each draw at its own best layer (stage read-projections). Shifts net of traits' means, ranks within a trait.
+    vectors, each draw at its own best layer (stage read-projections). Correlations are of ranks, within a trait.
     """
     shared, model = folder / "shared", runs[0].model
     made: dict[str, Any] = {}
