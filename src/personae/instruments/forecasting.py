@@ -194,9 +194,18 @@ class ForecastJob:
         Forward and back over a row costs what training on it once does, so that is a tenth of the rows seen; at least
         `LEAST_ROWS` in any case.
         """
+        return self.once("few", self._paid_for)[0]
+
+    def _paid_for(self) -> tuple[Episode, ...]:
         rows_a_step = 2 if self.method == "dpo" else 1
         paid = int(MOST_OF_RUN * self.plan.rows_seen(self.n_rows)) * rows_a_step
-        return self.once("few", lambda: self._draw(min(self.most_rows, max(LEAST_ROWS, paid))))[0]
+        most = min(self.most_rows, max(LEAST_ROWS, paid))
+        while True:  # rows of the draw may be longer than those of the file
+            rows = self._draw(most)
+            tokens = PASSES_OF_TRAINING * sum(len(self.plain(e).token_ids) for e in rows)
+            if most <= LEAST_ROWS or tokens <= MOST_OF_RUN * self.training_tokens():
+                return rows
+            most -= 1
 
     def _draw(self, most: int) -> tuple[Episode, ...]:
         groups: dict[str, list[Episode]] = {}
