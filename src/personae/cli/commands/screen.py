@@ -70,10 +70,7 @@ def command(
     reference: Annotated[
         str | None, typer.Option(help="Your own ordinary replies, rows with a 'group' (topic). Default: built in.")
     ] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option(help="Power on the likelihood in the posterior. Default: as calibrated, else 0.25."),
-    ] = None,
+    eta: opt.Eta = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = DEFAULT_FDR,
     forecaster: Annotated[
         str,
