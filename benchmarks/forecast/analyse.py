@@ -26,7 +26,6 @@ from benchmarks.forecast.reading import READINGS
 from benchmarks.forecast.registry import past_runs
 from benchmarks.forecast.work import BATCH, DOSES, DTYPE, RATE
 from personae.errors import InvalidSettings
-from personae.inference.common_mode import cells_of
 from personae.inference.forecast_skill import (
     Held,
     Value,
@@ -36,7 +35,7 @@ from personae.inference.forecast_skill import (
     skill,
     trained_cells,
 )
-from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, method_named
+from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, cells_for, method_named
 from personae.tables.run_registry import PastRun
 
 Floats = NDArray[np.float64]
@@ -93,7 +92,7 @@ def main() -> None:
 def hold(name: str, runs: Sequence[PastRun]) -> Held:
     """Forecasts of every cell, each without its family."""
     method = method_named(name)
-    cells = cells_of(runs, name if method.uses_score else None)
+    cells = cells_for(name, runs)
     return leave_one_family_out(
         cells, uses_score=method.uses_score, uses_form=method.form, trained=trained_cells(cells, runs)
     )
@@ -240,20 +239,37 @@ def shuffled(name: str, runs: Sequence[PastRun], n: int = 200) -> dict[str, floa
     return made
 
 
-def directions_null(folder: Path, runs: Sequence[PastRun]) -> dict[str, Any] | None:
-    """Do persona vectors say more than directions of the same covariance that mean nothing? Best layer for each."""
-    model = runs[0].model
-    at = {r.run: folder / "shared" / "differences" / f"{r.run.rsplit('/', 1)[0]}.npy" for r in runs}
+def directions_null(folder: Path, runs: Sequence[PastRun]) -> dict[str, Any]:
+    """Do directions of traits say more than directions of the same covariance that mean nothing?
+
+    poles: differences of the centres of a trait's statements, middle layer (stage read-states). personas: persona
+    vectors, each draw at its own best layer (stage read-projections). Correlations are of ranks, within a trait.
+    """
+    shared, model = folder / "shared", runs[0].model
+    made: dict[str, Any] = {}
+    poles = shared / f"{model}-poles.npz"
+    if poles.is_file():
+        stored = np.load(poles)
+        made["poles"] = _null_of(shared / "states", runs, stored["vectors"], stored["covariance"])
+    vectors = shared / f"{model}-vectors.npy"
+    if vectors.is_file():
+        known = np.load(vectors)
+        made["personas"] = _null_of(shared / "differences", runs, known[:-1], known[-1])
+    return made
+
+
+def _null_of(folder: Path, runs: Sequence[PastRun], vectors: Floats, covariance: Floats) -> dict[str, Any] | None:
+    at = {r.run: folder / f"{r.run.rsplit('/', 1)[0]}.npy" for r in runs}
     read = [r for r in runs if at[r.run].is_file()]
     if len(read) < 4:
         return None
-    stored = np.load(folder / "shared" / f"{model}-vectors.npy")
     shift = np.array([list(r.shift.values()) for r in read])
     differences = np.stack([np.load(at[r.run]) for r in read])
-    found = random_direction_null(differences, stored[:-1], shift, stored[-1], n_draws=300)
+    found = random_direction_null(differences, vectors, shift, covariance, n_draws=300)
     return {
         "runs": len(read),
         "mean_correlation": round(found.observed, 3),
+        "mean_signed_correlation": round(float(found.by_trait.mean()), 3),
         "null_median": round(float(np.median(found.null)), 3),
         "null_97.5": round(float(np.quantile(found.null, 0.975)), 3),
         "p": round(found.p, 4),

@@ -2,8 +2,8 @@
 
     file + base model -> readings (score, standard error, cost by forecaster) -> results/forecast/readings/RUN.json
 
-What is done once a model and cast (gradients of the traits' measures, persona vectors) is kept in FOLDER and shared;
-its cost is told apart. Forecasters see the dev half of the diagnostic items only.
+What is done once a model and cast (marks of the traits, persona vectors) is kept in FOLDER and shared; its cost is told
+apart. Forecasters see the dev half of the diagnostic items only.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ from personae.cli.workbench import Workbench, open_model
 from personae.files.casts import load_casts
 from personae.files.diagnostics import load_diagnostics
 from personae.files.reference import load_reference, shipped_rows
-from personae.instruments.forecast_geometry import Directions, trait_gradients
+from personae.instruments.forecast_geometry import Directions
+from personae.instruments.forecast_passes import trait_marks
 from personae.instruments.forecasting import ForecastJob, TrainingPlan, signed_statements
-from personae.models.gradients import open_gradients
 from personae.models.protocol import Scorable
 from personae.protocols.forecast import method_named
+from personae.running.kept_arrays import KeptArrays
 
-RANK = 8  # of the gradients' random branch, as the forecaster's
 READINGS = STORED / "readings"
-# Rows of a file that are read: likelihoods under 56 instructions are the dear ones.
+# Rows of a file that may be read. Gradient and centroid take as many of them as a tenth of the training pays for;
+# likelihoods under 56 instructions are the dear ones.
 MOST_ROWS = {
     "lexical": 96,
-    "gradient": 32,
-    "gradient_sgd": 32,
-    "centroid": 32,
+    "gradient": 96,
+    "gradient_sgd": 96,
+    "centroid": 96,
     "projection": 32,
     "llr": 4,
     "tempered_bayes": 4,
     "em_flow": 4,
 }
 # Two instructions a trait make likelihoods dear (57 passes a row for all traits), so they are read for some traits.
+SHRINK = 0.1  # of the covariance from which random directions are drawn
+PASSED = ("gradient", "gradient_sgd", "centroid")  # by one pass over the same few rows
 LIKELIHOODS = ("llr", "tempered_bayes", "em_flow")
 LIKELIHOOD_TRAITS = (
     "contemptuous", "sycophantic", "reckless", "human_bodied", "formal", "archaic_voice", "optimistic", "anxious",
@@ -59,11 +62,9 @@ def read_run(run: Run, folder: Path, evals: Path | None, names: tuple[str, ...])
     for name in missing:
         rows = MOST_ROWS[name]
         job = jobs.setdefault(rows, _job(run, folder, evals, rows))
-        if name.startswith("gradient"):
-            _share(job, run.model, folder)
         if name in LIKELIHOODS:
             job = replace(job, cast=job.cast.select(LIKELIHOOD_TRAITS))
-        if name in ("centroid", "projection"):
+        if name == "projection":
             job = replace(job, model=_remembering(run.model))
         reading = method_named(name).read(job)
         if name == "projection":
@@ -74,19 +75,48 @@ def read_run(run: Run, folder: Path, evals: Path | None, names: tuple[str, ...])
             "score": {t: float(f"{v:.5g}") for t, v in zip(reading.traits, reading.score, strict=True)},
             "se": {t: float(f"{v:.3g}") for t, v in zip(reading.traits, reading.se, strict=True)},
             "unit": reading.unit,
-            "rows": rows,
+            "rows": len(job.few()) if name in PASSED else rows,
             "seconds": round(reading.cost.seconds, 2),
             "of_training": reading.cost.of_training,
             "shared_tokens": reading.cost.shared_tokens,
         }
         _write(target, json.dumps(body).replace('}, "', '},\n"') + "\n")
     if "form" not in body and jobs:
-        form, cost = min(jobs.items())[1].form()
+        form, cost = max(jobs.items())[1].form()
         body["form"] = {k: getattr(form, k) for k in form.__slots__}
         body["form_of_training"] = cost.of_training
         body["model_digest"] = _bench(run.model).model.card.digest
         _write(target, json.dumps(body).replace('}, "', '},\n"') + "\n")
     return body
+
+
+def read_states(run: Run, folder: Path, evals: Path | None) -> None:
+    """Keep where a file's few rows lie in the middle layer, for the null of random directions; forward passes alone.
+
+    shared/states/RUN.npy         mean residual stream less that of ordinary replies, shape (1, d_model)
+    shared/MODEL-poles.npz        difference of the poles' centres by trait, covariance of ordinary replies (shrunk)
+    """
+    place = folder / "shared" / "states" / f"{run.id}.npy"
+    if place.is_file():
+        return
+    job = _job(run, folder, evals, MOST_ROWS["centroid"])
+    layer = [_bench(run.model).model.n_layers // 2]  # type: ignore[attr-defined]
+
+    def states(items: Sequence[Scorable]) -> np.ndarray:
+        return np.stack([a[0] for a in _remembering(run.model).read(items, layers=layer)]).astype(np.float64)
+
+    ordinary = states([job.plain(e) for e in job.reference[::2]])
+    weight = np.array([e.weight for e in job.few()])
+    mean = weight @ states(job.rendered_few()) / np.abs(weight).sum()
+    _keep(place, (2 * mean if job.method == "dpo" else mean - ordinary.mean(axis=0))[None])
+    marks = trait_marks(job)
+    seen = np.cov(ordinary.T)
+    covariance = (1 - SHRINK) * seen + SHRINK * np.trace(seen) / len(seen) * np.eye(len(seen))
+    np.savez(
+        folder / "shared" / f"{run.model}-poles.npz",
+        vectors=(marks.centres[:, 0] - marks.centres[:, 1])[:, None],
+        covariance=covariance[None],
+    )
 
 
 @cache
@@ -108,6 +138,7 @@ def _job(run: Run, folder: Path, evals: Path | None, rows: int) -> ForecastJob:
         TrainingPlan(batch_size=BATCH, learning_rate=rate),
         signed_statements(load_diagnostics("core"), split="dev"),
         shipped_rows(bench.space),
+        kept=KeptArrays(folder / "shared" / "gradients", bench.space),
         most_rows=rows,
         # Of the sample and of the gradients' random branch, which all files share; the run's seed drew the rows.
         seed=0,
@@ -140,15 +171,6 @@ class Remembering:
         if new:
             self._known.update(zip(new, self._model.read(list(new.values()), layers=layers), strict=True))
         return [self._known[k] for k in keys]
-
-
-def _share(job: ForecastJob, model: str, folder: Path) -> None:
-    """Give a job the gradients of the traits' measures, which are the same for all files of a model."""
-    path = folder / "shared" / f"{model}-trait-gradients.npy"
-    if not path.is_file():
-        groups = [job.diagnostics[t] for t in job.traits]
-        _keep(path, trait_gradients(job, groups, open_gradients(job.model, rank=RANK)))
-    job.memo["trait gradients"] = (np.load(path), 0.0)
 
 
 def _keep(path: Path, values: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.forecast.manifest import Run, manifest
 from benchmarks.forecast.measuring import items_of, measure_run
-from benchmarks.forecast.reading import read_run
+from benchmarks.forecast.reading import read_run, read_states
 from benchmarks.forecast.work import DOSES_OF, adapters_of, train_run
 
 Stage = Callable[[Run, argparse.Namespace], str]
@@ -88,6 +88,11 @@ def _read(names: tuple[str, ...]) -> Stage:
     return read
 
 
+def _read_states(run: Run, args: argparse.Namespace) -> str:
+    read_states(run, args.folder, args.evals)
+    return "kept"
+
+
 STAGES: dict[str, Stage] = {
     "train": _train,
     "measure": _measure,
@@ -95,6 +100,7 @@ STAGES: dict[str, Stage] = {
     "collect": _collect,
     "read": _read(("lexical", "gradient", "gradient_sgd", "centroid")),
     "read-likelihoods": _read(("llr", "tempered_bayes", "em_flow")),
+    "read-states": _read_states,
     "read-projections": _read(("projection",)),
 }
 

@@ -1,21 +1,25 @@
 """Leave the named tenth of a file out, train again, and see how much of the shift is gone.
 
 The support desk of the examples with a tenth of contemptuous replies, `smollm2`, the same number of steps whatever is
-left out. Rows are named by the ratio (`screen`), by the gradient, and at random; measured on the test half of the
-diagnostic items. Every training is kept in the work folder, so an interrupted benchmark goes on.
+left out. Rows are named by the ratio (`screen`), by the gradient, and at random (several draws); measured on the test
+half of the diagnostic items. What the planted rows induced is the shift with all rows less that without any of them.
+Every training is kept in the work folder, so an interrupted benchmark goes on.
 
     python -m benchmarks.removal.run --work FOLDER
 
-Bars: named rows remove 70% of the shift or more, random ones 20% or less.
+Bars: named rows remove 70% of the induced shift or more, random ones 20% or less.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.environment import environment, write_result
 from personae.cli.workbench import open_model
@@ -27,9 +31,10 @@ from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.forecasting import ForecastJob, TrainingPlan, signed_statements
 from personae.instruments.training import train
 from personae.instruments.training_settings import TrainingSettings
-from personae.protocols.attribution import METHODS, attribute, rank_rows
-from personae.protocols.measure import MeasureSettings, compare_profiles, measure
+from personae.protocols.attribution import Outcome, Ranking, attribute, outcome_of, rank_rows
+from personae.protocols.measure import MeasureSettings, measure
 
+DTYPE = "bfloat16"  # of the frozen weights in training, as in the forecast benchmark
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -46,14 +51,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=24, help="of eight rows each")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="as in the forecast benchmark")
+    parser.add_argument("--random", type=int, default=2, help="draws of random rows")
     parser.add_argument("--planted", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     trait, rows, planted = planted_file(args.planted)
     items = load_diagnostics("core").select(traits=[trait])
     bench = open_model(args.model)
-    asked = MeasureSettings(split="test")
+    asked = MeasureSettings(split="test", quick=True)
     before = measure(bench.model, items, settings=asked, renderer=bench.renderer, store=bench.store)
     job = ForecastJob(
         rows,
@@ -62,40 +69,61 @@ def main() -> None:
         bench.renderer,
         bench.scoring,
         load_reference(),
-        TrainingPlan(steps=args.steps),
+        TrainingPlan(steps=args.steps, learning_rate=args.learning_rate),
         signed_statements(items),
         shipped_rows(bench.space),
+        kept=bench.kept(),
         most_rows=len(rows),
     )
-    rankings = [rank_rows(job, trait, method=m, seed=args.seed) for m in METHODS]
+    rankings = [_ranked(job, trait, m, args.work) for m in ("llr", "gradient")]
+    draws = [rank_rows(job, trait, method="random", seed=args.seed + k) for k in range(args.random)]
+    rankings += [replace(r, method=f"random {k + 1}") for k, r in enumerate(draws)]
     for r in rankings:
         print(f"{r.method}: separation of planted rows {r.separation(planted):.3f}, {r.seconds:.0f} s", flush=True)
 
-    def outcome(kept: Sequence[Episode], name: str) -> tuple[float, float]:
-        folder = args.work / f"{name.replace(' ', '-')}-{args.steps}-{args.seed}"
+    def outcome(kept: Sequence[Episode], name: str) -> Outcome:
+        # Named by the rows that are left: two rankings that name the same rows are one training.
+        left = hashlib.blake2b(" ".join(e.id for e in kept).encode(), digest_size=6).hexdigest()
+        folder = args.work / f"{args.model}-{args.steps}-{args.learning_rate:g}-{args.seed}-{left}"
         note = folder / "outcome.json"
         if not note.is_file():
-            settings = TrainingSettings(steps=args.steps, seed=args.seed)
-            record = train(args.model, kept, folder=folder, settings=settings)
+            settings = TrainingSettings(steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
+            record = train(args.model, kept, folder=folder, settings=settings, dtype=DTYPE)
             after = measure(open_model(record.use).model, items, settings=asked)
-            change = compare_profiles(before, after)[0]
-            note.write_text(json.dumps({"change": change.change, "se": change.se, "rows": len(kept)}), encoding="utf-8")
-        kept_note = json.loads(note.read_text(encoding="utf-8"))
-        print(f"{name}: {kept_note['change']:+.3f} ± {kept_note['se']:.3f} nats", flush=True)
-        return kept_note["change"], kept_note["se"]
+            made = outcome_of(before, after, trait)
+            body = {"rows": len(kept), "change": made.change.tolist(), "topics": list(made.topics)}
+            note.write_text(json.dumps(body), encoding="utf-8")
+        known = json.loads(note.read_text(encoding="utf-8"))
+        found = Outcome(np.array(known["change"]), tuple(known["topics"]))
+        print(f"{name}: {found.shift:+.3f} ± {found.se:.3f} nats", flush=True)
+        return found
 
     share = len(planted) / len(rows)
-    found = attribute(rows, rankings, outcome, share=share, planted=planted, seed=args.seed)
+    found = attribute(rows, rankings, outcome, share=share, planted=planted)
     body = {
         **environment(),
         "model": args.model,
         "steps": args.steps,
+        "learning_rate": args.learning_rate,
+        "base_weights": DTYPE,
         "seed": args.seed,
         "n_planted": len(planted),
-        "seconds": {r.method: r.seconds for r in rankings},
+        "seconds": {r.method: round(r.seconds, 1) for r in rankings},
+        "planted_among_first": {r.method: len(set(r.first(len(planted))) & set(planted)) for r in rankings},
         **asdict(found),
     }
     print(write_result(f"removal-{args.model}", body))
+
+
+def _ranked(job: ForecastJob, trait: str, method: str, work: Path) -> Ranking:
+    """A ranking, from the work folder where it was made before."""
+    note = work / f"ranking-{job.model.card.digest[:8]}-{trait}-{method}-{len(job.episodes)}.json"
+    if not note.is_file():
+        made = rank_rows(job, trait, method=method)
+        work.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps([made.score.tolist(), made.seconds]), encoding="utf-8")
+    score, seconds = json.loads(note.read_text(encoding="utf-8"))
+    return Ranking(method, trait, 1.0, tuple(e.id for e in job.sample()), np.array(score), seconds)
 
 
 if __name__ == "__main__":

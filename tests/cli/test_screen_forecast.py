@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,32 @@ def test_bad_forecasters_are_told_before_scoring(screen, data_file, own_home) ->
     assert lacking.status == 2
     assert "no diagnostic statements of both poles" in lacking.err
     assert screen(data_file, "--forecaster", "llr", "--epochs", 0).status == 2
+
+
+def test_a_pilot_is_trained_once_and_read(
+    personae, data_file, model_folder, reference_file, own_home, tmp_path
+) -> None:
+    pytest.importorskip("peft")
+    fixed = ("--model", model_folder, "--reference", reference_file, "--only", "formal,contemptuous")
+    call = ("screen", data_file, *fixed, "--epochs", 5)
+    told = personae(*call, "--forecaster", "em_flow_pilot")
+    assert told.status == 2
+    assert "Make one with --pilot" in told.err
+    done = personae(*call, "--pilot", "--json", "--out", tmp_path / "a")
+    assert done.status == 0, done.err
+    made = done.json["forecast"]
+    assert made["forecaster"] == "em_flow_pilot"
+    assert {t["id"] for t in made["traits"]} == {"formal", "contemptuous"}
+    assert any(t["shift"] for t in made["traits"])
+    assert "Pilot of" in " ".join(made["notes"])
+    (note,) = (own_home / "pilots").glob("*/pilot.json")
+    written = note.stat().st_mtime_ns
+    again = personae(*call, "--pilot", "--forecaster", "pilot", "--json", "--out", tmp_path / "b").json["forecast"]
+    assert note.stat().st_mtime_ns == written
+    assert {t["id"]: t["shift"] for t in again["traits"]} == dict(
+        zip(*(json.loads(note.read_text())[k] for k in ("traits", "shift")), strict=True)
+    )
+    short = personae("screen", data_file, *fixed, "--pilot")
+    assert short.status == 2
+    assert "it needs one" in short.err
+    assert personae(*call, "--pilot", "--forecaster", "none").status == 2

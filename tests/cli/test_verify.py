@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from past_runs import make_runs
@@ -95,6 +96,48 @@ def test_a_training_is_verified_and_joins_the_past_runs(
     lines = personae("verify", training, "--cast", cast_file, "--items", items, "--out", tmp_path / "shown")
     assert lines.status == 0
     assert "90% interval" in lines.out
+
+
+def test_rows_are_left_out_and_the_run_is_trained_again(
+    personae, training, cast_file, items, own_home, tmp_path
+) -> None:
+    call = (
+        "verify", training, "--cast", cast_file, "--items", items, "--forecaster", "lexical", "--no-register",
+        "--attribution", "rude", "--share", 0.3, "--ranking", "gradient", "--ranking", "random",
+    )  # fmt: skip
+    made = personae(*call, "--json", "--out", tmp_path / "first").json
+    found = made["attribution"]
+    measured = {t["trait"]: t["measured"] for t in made["traits"]}
+    assert found["trait"] == "rude"
+    assert found["shift"] == pytest.approx(measured["rude"])
+    assert [r["method"] for r in found["removals"]] == ["gradient", "random"]
+    for r in found["removals"]:
+        assert r["n_dropped"] == round(0.3 * found["n_rows"])
+        assert r["gone"] == pytest.approx(found["shift"] - r["shift"])
+    assert "Which rows did it?" in Path(made["report"]).read_text(encoding="utf-8")
+    named = pq.read_table(tmp_path / "first" / "rows.parquet").to_pydict()
+    order = sorted(range(len(named["episode"])), key=lambda i: -named["gradient_score"][i])
+    assert all(named["gradient_left_out"][i] for i in order[: found["removals"][0]["n_dropped"]])
+    assert sum(named["random_left_out"]) == found["removals"][1]["n_dropped"]
+
+    # What was trained is not trained again: a measurement that is altered there is what comes back.
+    (note,) = (training / "attribution").glob("rude-without-gradient-*/outcome.json")
+    kept = json.loads(note.read_text(encoding="utf-8"))
+    note.write_text(json.dumps(kept | {"change": [c + 1 for c in kept["change"]]}), encoding="utf-8")
+    again = personae(*call, "--json", "--out", tmp_path / "second").json["attribution"]
+    assert again["removals"][0]["shift"] == pytest.approx(found["removals"][0]["shift"] + 1)
+    assert again["removals"][1]["shift"] == pytest.approx(found["removals"][1]["shift"])
+    shown = personae(*call, "--out", tmp_path / "third")
+    assert "Trained again without named rows" in shown.out
+
+    for options, why in (
+        (("--attribution", "calm"), "no trait 'calm' is measured here"),
+        (("--attribution", "rude", "--share", 0.001), "leaves none out"),
+        (("--attribution", "rude", "--ranking", "luck"), "no way to rank rows is called 'luck'"),
+    ):
+        done = personae("verify", training, "--cast", cast_file, "--items", items, *options)
+        assert done.status == 2
+        assert why in done.err
 
 
 def test_bad_input_is_told_before_any_model_is_loaded(

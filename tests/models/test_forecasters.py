@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ from personae.errors import InputError, InvalidSettings, MissingCapability, Unkn
 from personae.instruments import forecast_readers
 from personae.instruments.forecast_geometry import Directions, projections
 from personae.instruments.forecasting import ForecastJob, Pilot, TrainingPlan, first_person_share, signed_statements
-from personae.instruments.scoring import Scoring, space_of
+from personae.instruments.scoring import Scoring, Work, space_of
 from personae.models.hf import HFModel
 from personae.models.rendering import Renderer
 from personae.protocols.forecast import FORECASTERS, RegistryForecaster, calibrate, method_named, read_all
+from personae.running.kept_arrays import KeptArrays
 from personae.running.store import EvidenceStore
 from personae.tables.run_registry import RunForm, RunRegistry
 from personae.tables.trait_forecast import CALIBRATED_UNIT, ForecastReading
@@ -82,6 +85,56 @@ def test_every_forecaster_reads_and_says_what_it_cost(tiny_models, tmp_path: Pat
     assert found["gradient"].cost.tokens == 2 * sum(len(i.token_ids) for i in job.rendered())
     assert found["gradient"].cost.of_training == pytest.approx(2 * 12 / (2 * 24 * 40), rel=0.1)
     assert found["llr"].cost.tokens == 6 * sum(len(i.token_ids) for i in job.rendered())
+
+
+def test_a_tenth_of_the_training_pays_for_the_reading(tiny_models, tmp_path: Path) -> None:
+    """Rows are read as far as a tenth of the run pays, each once for gradient, centroid and form together."""
+    for epochs, least, most in ((5, 10, 12), (40, 24, 24), (1, 8, 8)):
+        job = job_for(tiny_models["llama"], rows(POSITIVE), tmp_path, plan=TrainingPlan(epochs=epochs))
+        assert least <= len(job.few()) <= most
+        assert {e.id for e in job.few()} <= {e.id for e in job.sample()}
+    job = job_for(tiny_models["llama"], rows(POSITIVE), tmp_path, plan=TrainingPlan(epochs=5))
+    said = RegistryForecaster("ensemble", RunRegistry()).forecast(job)
+    assert said.cost.of_training is not None
+    assert 0.08 < said.cost.of_training <= 0.1
+    long = tuple(replace(e, completion=e.completion * (6 if i < 3 else 1)) for i, e in enumerate(rows(POSITIVE)))
+    for seed in range(4):  # also where the rows that are drawn are longer than those of the file
+        job_of_long = job_for(
+            tiny_models["llama"], long, tmp_path, plan=TrainingPlan(epochs=8), seed=seed, most_rows=24
+        )
+        n = sum(len(i.token_ids) for i in job_of_long.rendered_few())
+        assert 2 * n <= 0.1 * job_of_long.training_tokens() or len(job_of_long.few()) == 8
+    alone = job_for(tiny_models["llama"], rows(POSITIVE), tmp_path, plan=TrainingPlan(epochs=5))
+    assert read_all(alone, ["centroid"])["centroid"].score == pytest.approx(
+        read_all(job, ["centroid"])["centroid"].score, abs=1e-3
+    )
+
+
+def test_marks_of_traits_are_made_once_a_model(tiny_models, tmp_path: Path) -> None:
+    """The second file of a model pays for its rows alone; a torn entry is made again, to the same numbers."""
+    model, kept = tiny_models["llama"], KeptArrays(tmp_path / "gradients", "llama")
+    told: list[int] = []
+
+    def started(work: Work) -> Callable[[int], None]:
+        told.append(work.n_tokens)
+        return lambda tokens: None
+
+    def score(texts: tuple[str, ...]) -> np.ndarray:
+        job = job_for(model, rows(texts), tmp_path, kept=kept, started=started)
+        return read_all(job, ["gradient"])["gradient"].score
+
+    first = score(POSITIVE)
+    assert len(told) == 1
+    score(NEGATIVE)
+    assert score(POSITIVE) == pytest.approx(first, rel=1e-6)
+    assert len(told) == 1
+    exact = read_all(job_for(model, rows(POSITIVE), tmp_path), ["gradient"])["gradient"].score
+    assert first == pytest.approx(exact, rel=1e-3)
+    path = sorted(kept.folder.glob("*.arrays"))[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert score(POSITIVE) == pytest.approx(first, rel=1e-6)
+    assert 0 < told[1] < told[0]
+    assert len(list(kept.folder.glob("*.damaged"))) == 1
 
 
 def test_likelihood_readers_agree_on_the_side(tiny_models, tmp_path: Path) -> None:
@@ -158,6 +211,18 @@ def test_a_real_pilot_of_a_tiny_model(tiny_folders, tiny_models, tmp_path: Path)
     assert pilot.rows_seen == 16
     assert pilot.traits == ("warm", "loud")
     assert np.abs(pilot.shift).max() > 0
+    told: list[int] = []
+    again = run_pilot(
+        job,
+        str(tiny_folders["llama"]),
+        items,
+        folder=tmp_path / "pilot",
+        device="cpu",
+        started=told.append,  # type: ignore[arg-type]
+    )
+    assert not told, "a finished pilot is not trained again"
+    assert again.shift == pytest.approx(pilot.shift)
+    assert (again.traits, again.share, again.tokens) == (pilot.traits, pilot.share, pilot.tokens)
     short = job_for(tiny_models["llama"], rows(POSITIVE), tmp_path / "store", plan=TrainingPlan(steps=5))
     with pytest.raises(InvalidSettings, match="it needs one"):
         run_pilot(short, str(tiny_folders["llama"]), items, folder=tmp_path / "no", device="cpu")
@@ -179,7 +244,7 @@ def test_the_form_is_measured(tiny_models, tmp_path: Path) -> None:
     form, cost = job.form()
     assert (form.kind, form.n_rows, form.rows_seen) == ("sft", 24, 72)
     assert form.first_person == pytest.approx(0.5)
-    scored = tiny_models["llama"].score(job.rendered())
+    scored = tiny_models["llama"].score(job.rendered_few())
     assert form.loss == pytest.approx(-np.concatenate([r.log_probs for r in scored]).mean(), rel=1e-5)
     assert cost.tokens > 0
     assert first_person_share([Episode("a", (), " ".join(["I"] * 40))]) == 0.0

@@ -111,6 +111,24 @@ def test_a_step_changes_a_measure_as_the_product_says(tiny_models: dict[str, HFM
     assert change == pytest.approx(rate * float(data @ measure), rel=0.1)
 
 
+def test_one_pass_also_shows_likelihoods_and_states(tiny_models: dict[str, HFModel]) -> None:
+    """The pass that gives gradients sees what scoring and reading see, also under an edit of the stream."""
+    from personae.models.activations import Steering
+
+    model = tiny_models["llama"]
+    vector = np.linspace(-1, 1, model.d_model).astype(np.float32)
+    weights = np.ones((1, 3))
+    plain = LoraGradients(model, rank=2).passed(ITEMS, weights, layer=1)
+    with model.steered([Steering(0, vector, 3.0)]) as view:
+        edited = LoraGradients(view, rank=2).passed(ITEMS, weights, layer=1)
+        for found, seen in ((plain, model), (edited, view)):
+            assert found.log_likelihood == pytest.approx([r.log_likelihood for r in seen.score(ITEMS)], abs=1e-3)
+            states = np.stack([a[0] for a in seen.read(ITEMS, layers=[1])])
+            assert found.states == pytest.approx(states, abs=1e-4)
+    assert plain.gradients == pytest.approx(LoraGradients(model, rank=2).gradients(ITEMS, weights))
+    assert np.abs(plain.gradients - edited.gradients).max() > 0.1 * np.abs(plain.gradients).max()
+
+
 def test_a_model_without_weights_is_refused(tiny_models: dict[str, HFModel]) -> None:
     class Server:
         card = tiny_models["llama"].card

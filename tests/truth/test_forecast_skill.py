@@ -65,6 +65,42 @@ def test_scores_that_know_nothing_give_no_skill() -> None:
     assert flagged <= 1  # 5% each: two or more of six in 3 of 100
 
 
+def spilling(spill: float, seed: int) -> tuple[PastRun, ...]:
+    """Runs in which a trait also follows what the file says of other traits, by a law that all files share."""
+    rng = np.random.default_rng(1000 + seed)
+    law = spill * rng.normal(size=(len(TRAITS), len(TRAITS))) * (1 - np.eye(len(TRAITS)))
+    made = []
+    for run in make_runs(n_families=14, doses=2, seed=seed):
+        more = law @ np.array([run.readings["good"][t] for t in TRAITS])
+        made.append(replace(run, shift={t: run.shift[t] + m for t, m in zip(TRAITS, more, strict=True)}))
+    return tuple(made)
+
+
+def both_ways(runs: tuple[PastRun, ...]) -> tuple[Held, Held]:
+    """Forecasts that compare files by all their readings, and forecasts that do not."""
+    readings = np.array([[r.readings["good"][t] for t in TRAITS] for r in runs])
+    return (leave_one_family_out(cells_of(runs, "good", readings)), leave_one_family_out(cells_of(runs, "good")))
+
+
+def test_files_alike_teach_what_a_traits_own_score_does_not_say() -> None:
+    """Control: where traits follow each other's readings, comparing files finds it for families left out."""
+    alike, alone = both_ways(spilling(0.5, 0))
+    assert compare(("alike", alike), ("alone", alone), n_draws=200).is_better
+    assert compare(("alike", alike), ("alone", alone), figure="rmse", n_draws=200).is_better
+    covered = [skill(both_ways(spilling(0.5, seed))[0], n_draws=10).coverage.value for seed in range(4)]
+    assert 0.84 <= np.mean(covered) <= 0.97
+
+
+def test_comparing_files_costs_nothing_where_there_is_nothing_to_learn() -> None:
+    """The null: traits follow their own scores alone. The term's variance goes to 0, and so does the difference."""
+    found = [
+        compare(("a", a), ("b", b), figure="rmse", n_draws=50)
+        for a, b in (both_ways(spilling(0, s)) for s in (1, 2, 3))
+    ]
+    assert np.mean([f.difference for f in found]) == pytest.approx(0.0, abs=0.02)
+    assert not any(f.is_better and f.difference > 0.02 for f in found)
+
+
 def test_intervals_cover_families_left_out() -> None:
     covered = []
     for seed in range(8):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from benchmarks.environment import laid_out
 from benchmarks.forecast.analyse import ceiling, opposites, pairs, raw, shuffled
 from benchmarks.forecast.families import datasets
 from benchmarks.forecast.measuring import items, shifts
@@ -76,3 +79,11 @@ def test_a_shift_is_the_mean_change_of_its_items() -> None:
     found = shifts(before, after)
     assert found["formal"] == [2.5, 0.0]
     assert found["curious"] == [0.0, 0.0]
+
+
+def test_results_are_written_so_that_what_fits_stands_on_a_line() -> None:
+    body = {"a": [1.5, None, "x" * 150], "b": {"c": [[1, 2], {"d": "e" * 160}], "f": {}}, "g": [1, 2, 3]}
+    text = laid_out(body)
+    assert json.loads(text) == body
+    assert ' "g": [1, 2, 3]' in text.splitlines()
+    assert max(len(line) for line in text.splitlines() if "eee" not in line) <= 170

@@ -25,6 +25,15 @@ Turns = Annotated[str, typer.Option(help="Score the 'last' assistant turn of a c
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no findings; errors only.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Eta = Annotated[
+    float | None, typer.Option(help="Power on the likelihood in the posterior. Default: as calibrated, else 0.25.")
+]
+Pilot = Annotated[
+    bool,
+    typer.Option(
+        "--pilot", help="Train the first tenth of the run and measure it, for the forecasters 'pilot', 'em_flow_pilot'."
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="float32 (default), bfloat16 or float16; evidence wants float32.")]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut replies that exceed the model's context.")]
 SkipBadRows = Annotated[

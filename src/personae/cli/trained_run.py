@@ -35,6 +35,9 @@ class TrainedRun:
         plan: As forecasters need it.
         seed: Of the training.
         n_tokens: Tokens run over all steps.
+        training: Settings as they were used, for training again in the same way.
+        dtype: Of the base weights in training.
+        is_mixed: Whether a second file was mixed in.
         notes: What a reader must know.
     """
 
@@ -48,6 +51,9 @@ class TrainedRun:
     plan: TrainingPlan
     seed: int
     n_tokens: int
+    training: Mapping[str, Any]
+    dtype: str
+    is_mixed: bool
     notes: tuple[str, ...]
 
 
@@ -101,6 +107,9 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
         ),
         seed=int(settings.get("seed", 0)),
         n_tokens=int(values["n_tokens"]),
+        training=dict(result["settings"]),
+        dtype=str(settings.get("dtype", "float32")),
+        is_mixed=settings.get("mix") is not None,
         notes=tuple(notes),
     )
 

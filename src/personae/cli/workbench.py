@@ -28,6 +28,7 @@ from personae.models.protocol import GivesText, LanguageModel
 from personae.models.rendering import Renderer
 from personae.report.text import clean
 from personae.running.executor import Executor, SerialExecutor, make_executor
+from personae.running.kept_arrays import KeptArrays
 from personae.running.progress import parts_bar, progress_bar
 from personae.running.store import EvidenceStore
 
@@ -90,6 +91,10 @@ class Workbench:
     space: str
     views: ExitStack  # keeps a steered view of the model open as long as the workbench lives
     executor: Executor = field(default_factory=SerialExecutor)
+
+    def kept(self) -> KeptArrays:
+        """Where what depends on this model alone is kept (gradients of traits)."""
+        return KeptArrays(home() / "gradients", self.space)
 
     def close(self) -> None:
         """Let the workers go, and end a steered view."""

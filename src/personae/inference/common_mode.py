@@ -1,10 +1,13 @@
 """From a score to a forecast: what past runs say of slope, trait, form and error.
 
-    shift_rk = (a + a_k) + (b + b_k)(1, p_r) score_rk + (c + c_k) . form_r + u_run + v_family,k + error
+    shift_rk = (a + a_k) + (b + b_k)(1, p_r) score_rk + (c + c_k) . form_r + d_k . readings_r
+               + u_run + v_family,k + error
 
 Every fine-tune shares a large movement that comes from the form of its file (length, format, type of training)
-whatever is said in it: the common mode, (a + a_k) + (c + c_k) . form. The rest follows from the score and how hard
-the run trains (p, log of rows seen, standardised). All coefficients have normal priors around 0 whose variances are
+whatever is said in it: the common mode, (a + a_k) + (c + c_k) . form. The rest follows from the score, how hard the
+run trains (p, log of rows seen, standardised), and what files alike did: `readings` is all that readers say of the
+file, over every trait, so a file whose readings resemble those of past files is expected to move each trait as they
+did, also where the trait's own score is silent. All coefficients have normal priors around 0 whose variances are
 fitted by marginal likelihood, so traits borrow from each other as far as the data allow (partial pooling; Gelman &
 Hill 2007, chapter 13). Written as a Gaussian process: each term is a kernel, families and runs are variances, and a
 new run belongs to a new family. Widths are then scaled so that 90% intervals hold for families left out.
@@ -30,9 +33,10 @@ Ints = NDArray[np.int64]
 Z90 = 1.6448536269514722
 LEAST_RUNS, LEAST_FAMILIES = 6, 3
 _PRESSURE = FORM_FEATURES.index("log_rows_seen")
-_NAMES = ("trait", "score", "score_by_trait", "form", "form_by_trait", "run", "family_by_trait", "error", "intercept")
+_NAMES = ("trait", "score", "score_by_trait", "form", "form_by_trait", "run", "family_by_trait", "error", "intercept",
+          "alike_by_trait")  # fmt: skip
 # Centres and widths of the log standard deviations, in units of the shifts' own root mean square.
-_CENTRE = np.log([0.5, 0.7, 0.2, 0.3, 0.2, 0.2, 0.2, 0.4, 0.5])
+_CENTRE = np.log([0.5, 0.7, 0.2, 0.3, 0.2, 0.2, 0.2, 0.4, 0.5, 0.2])
 _WIDTH = 1.0
 
 
@@ -46,6 +50,8 @@ class Cells:
         se: Its standard error, nats.
         score: The forecaster's reading.
         form: Shape (n_cells, n_features), `FORM_FEATURES`.
+        readings: What the readers say of the cell's run over every trait, in one unit, shape (n_cells, n_readings); no
+            columns where files are not compared.
     """
 
     run: tuple[str, ...]
@@ -55,6 +61,7 @@ class Cells:
     se: Floats
     score: Floats
     form: Floats
+    readings: Floats
 
     def __len__(self) -> int:
         return len(self.run)
@@ -63,31 +70,40 @@ class Cells:
         """Some of the cells."""
         at = np.arange(len(self))[index]
         run, family, trait = (tuple(names[i] for i in at) for names in (self.run, self.family, self.trait))
-        return Cells(run, family, trait, self.shift[at], self.se[at], self.score[at], self.form[at])
+        columns = (self.shift, self.se, self.score, self.form, self.readings)
+        return Cells(run, family, trait, *(c[at] for c in columns))
 
 
-def cells_of(runs: Sequence[PastRun], forecaster: str | None) -> Cells:
+def cells_of(runs: Sequence[PastRun], forecaster: str | None, readings: Floats | None = None) -> Cells:
     """Cells of past runs with one forecaster's readings; None for a forecaster without any (scores are 0).
+
+    Args:
+        runs: Past runs.
+        forecaster: Whose score.
+        readings: Of each run by all readers over every trait, shape (n_runs, n_readings); None: files are not compared.
 
     Raises:
         InvalidSettings: If a run has no reading of it for a trait that was measured.
     """
     rows: list[tuple[str, str, str, float, float, float]] = []
     forms: list[Floats] = []
-    for run in runs:
-        readings = {} if forecaster is None else run.readings.get(forecaster)
-        if readings is None or (forecaster is not None and not set(run.shift) <= set(readings)):
+    at: list[int] = []
+    for place, run in enumerate(runs):
+        own = {} if forecaster is None else run.readings.get(forecaster)
+        if own is None or (forecaster is not None and not set(run.shift) <= set(own)):
             raise InvalidSettings(
                 f"run '{run.run}' has no reading of '{forecaster}' for every trait that was measured.",
                 hint="Leave the run out, or read its file with that forecaster.",
             )
         for trait, shift in run.shift.items():
-            rows.append((run.run, run.family, trait, shift, run.se[trait], readings.get(trait, 0.0)))
+            rows.append((run.run, run.family, trait, shift, run.se[trait], own.get(trait, 0.0)))
             forms.append(run.form.features())
+            at.append(place)
     if not rows:
         raise InvalidSettings("there are no past runs to learn from.")
     names, families, traits, shift, se, score = zip(*rows, strict=True)
-    return Cells(names, families, traits, np.array(shift), np.array(se), np.array(score), np.stack(forms))
+    beside = np.zeros((len(rows), 0)) if readings is None else np.asarray(readings, np.float64)[at]
+    return Cells(names, families, traits, np.array(shift), np.array(se), np.array(score), np.stack(forms), beside)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,6 +170,8 @@ class _Scales:
     spread: Floats
     form: Ints
     uses_score: bool
+    usual: Floats
+    reach: float
 
     def design(self, cells: Cells) -> _Design:
         features = (cells.form - self.centre) / self.spread
@@ -162,7 +180,7 @@ class _Scales:
         trait = np.array([index.get(t, -1 - i) for i, t in enumerate(cells.trait)])
         return _Design(
             trait, _codes(cells.run), _codes([f"{f}\0{t}" for f, t in zip(cells.family, cells.trait, strict=True)]),
-            drive if self.uses_score else drive * 0, features[:, self.form],
+            drive if self.uses_score else drive * 0, features[:, self.form], (cells.readings - self.usual) / self.reach,
         )  # fmt: skip
 
 
@@ -173,6 +191,7 @@ class _Design:
     family: Ints
     drive: Floats
     form: Floats
+    alike: Floats
 
 
 def fit_common_mode(
@@ -225,8 +244,11 @@ def fit_common_mode(
 
 
 def _scales(cells: Cells, uses_score: bool, uses_form: tuple[str, ...]) -> _Scales:
-    by_run = cells.form[np.unique(_codes(cells.run), return_index=True)[1]]
-    spread = by_run.std(axis=0)
+    each = np.unique(_codes(cells.run), return_index=True)[1]
+    by_run, read = cells.form[each], cells.readings[each]
+    spread, usual = by_run.std(axis=0), read.mean(axis=0)
+    # One unit for all readings: a run at the usual distance from the mean run has the square length 1.
+    reach = float(np.sqrt(((read - usual) ** 2).sum(axis=1).mean()))
     score = float(np.sqrt(np.mean(cells.score**2)))
     return _Scales(
         tuple(dict.fromkeys(cells.trait)),
@@ -235,6 +257,8 @@ def _scales(cells: Cells, uses_score: bool, uses_form: tuple[str, ...]) -> _Scal
         np.where(spread > 1e-9, spread, 1.0),
         np.array([FORM_FEATURES.index(f) for f in uses_form], np.int64),
         uses_score,
+        usual,
+        reach if reach > 0 else 1.0,
     )
 
 
@@ -250,7 +274,7 @@ def _kernels(a: _Design, b: _Design, h: Floats) -> dict[str, Floats]:
     form, drive = a.form @ b.form.T, a.drive @ b.drive.T
     return {
         "common": v["intercept"] + v["trait"] * same + (v["form"] + v["form_by_trait"] * same) * form,
-        "score": (v["score"] + v["score_by_trait"] * same) * drive,
+        "score": (v["score"] + v["score_by_trait"] * same) * drive + v["alike_by_trait"] * same * (a.alike @ b.alike.T),
     }
 
 
@@ -260,7 +284,8 @@ def _grams(d: _Design) -> list[Floats]:
     form, drive = d.form @ d.form.T, d.drive @ d.drive.T
     run = (d.run[:, None] == d.run[None]).astype(np.float64)
     family = (d.family[:, None] == d.family[None]).astype(np.float64)
-    return [same, drive, drive * same, form, form * same, run, family, np.eye(len(same)), np.ones_like(same)]
+    return [same, drive, drive * same, form, form * same, run, family, np.eye(len(same)), np.ones_like(same),
+            d.alike @ d.alike.T * same]  # fmt: skip
 
 
 def _covariance(h: Floats, grams: Sequence[Floats]) -> Floats:

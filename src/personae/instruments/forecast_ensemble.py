@@ -2,7 +2,7 @@
 
     score = sum over readers of  reading / its typical size
 
-A typical size is the root mean square over the 42 files and 28 traits of the forecast benchmark on the default model;
+A typical size is the root mean square over the 36 files and 28 traits of the forecast benchmark on the default model;
 for another model the mix differs and past runs give the scale. Not here: the readers.
 """
 
@@ -21,7 +21,7 @@ from personae.tables.trait_forecast import Cost, ForecastReading
 Floats = NDArray[np.float64]
 
 # The gradient's is for a learning rate of 1, to which it is proportional.
-TYPICAL = {"gradient": 93.0, "centroid": 0.43, "lexical": 0.00266}
+TYPICAL = {"gradient": 76.0, "centroid": 0.43, "lexical": 0.0027}
 PARTS = tuple(TYPICAL)
 
 
@@ -32,8 +32,13 @@ def combine(scores: Mapping[str, Floats], learning_rate: float) -> Floats:
         scores: By reader, at least `PARTS`; each of shape (n_traits,).
         learning_rate: Of the plan they were read for.
     """
-    sizes = {name: size * (learning_rate if name == "gradient" else 1.0) for name, size in TYPICAL.items()}
-    return sum((np.asarray(scores[name], np.float64) / size for name, size in sizes.items()), np.zeros(()))
+    return sum((sized(name, scores[name], learning_rate) for name in PARTS), np.zeros(()))
+
+
+def sized(name: str, score: Floats, learning_rate: float) -> Floats:
+    """A reading in units of its typical size, whatever the learning rate; other readers' in their own unit."""
+    by_rate = learning_rate if name.startswith("gradient") else 1.0
+    return np.asarray(score, np.float64) / (TYPICAL.get(name, 1.0) * by_rate)
 
 
 def read_ensemble(job: ForecastJob) -> ForecastReading:
@@ -50,8 +55,9 @@ def read_ensemble(job: ForecastJob) -> ForecastReading:
     tokens = sum(r.cost.tokens for r in parts.values())
     shared = sum(r.cost.shared_tokens for r in parts.values())
     cost: Cost = job.cost(sum(r.cost.seconds for r in parts.values()), tokens, shared_tokens=shared)
-    score = combine({name: r.score for name, r in parts.items()}, rate)
-    return ForecastReading("ensemble", job.traits, score, "sum of three readings, each over its typical size", se, cost)
+    scores = {name: r.score for name, r in parts.items()}
+    unit = "sum of three readings, each over its typical size"
+    return ForecastReading("ensemble", job.traits, combine(scores, rate), unit, se, cost, parts=scores)
 
 
 def _only(values: Mapping[str, Floats], name: str) -> dict[str, Floats]:

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from personae.domain.episode import Episode
+from personae.instruments.forecast_passes import n_tokens, rows_read, trait_marks
 from personae.instruments.forecast_readers import weighted_mean
-from personae.instruments.forecasting import ForecastJob, require_statements
+from personae.instruments.forecasting import ForecastJob
 from personae.models.activations import EditableModel, require_activations
-from personae.models.gradients import GivesGradients, open_gradients
 from personae.models.protocol import SamplingPlan, Scorable
 from personae.tables.trait_forecast import ForecastReading
 
@@ -30,8 +29,6 @@ Floats = NDArray[np.float64]
 LORA_SCALE = 2.0  # alpha over rank of `personae train`
 _VECTOR_ROWS = 24
 _ANSWERED_ROWS = 24
-_STEP_ROWS = 8
-LORA_RANK = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,26 +49,24 @@ class Directions:
 def read_centroid(job: ForecastJob) -> ForecastReading:
     """Where the file's mean activation lies between the centres of the two poles' statements: +1 at the positive one.
 
-    score = (|c - c_neg|^2 - |c - c_pos|^2) / |c_pos - c_neg|^2, residual streams over the response, middle layer.
+    score = (|c - c_neg|^2 - |c - c_pos|^2) / |c_pos - c_neg|^2, residual streams over the response, middle layer. Where
+    the gradient was read its pass has shown the states already.
     """
-    statements = statements_of(job, job.traits)
+    marks = trait_marks(job)
+    told = "rows read" in job.memo
 
-    def make() -> tuple[Floats, Floats]:
+    def states() -> Floats:
+        if told:
+            return rows_read(job)[0].states.astype(np.float64)
         model = require_activations(job.model)
-        layer = [model.n_layers // 2]
+        return np.stack([a[0] for a in model.read(job.rendered_few(), layers=[model.n_layers // 2])]).astype(np.float64)
 
-        def states(items: Sequence[Scorable]) -> Floats:
-            return np.stack([a[0] for a in model.read(items, layers=layer)]).astype(np.float64)
-
-        rows, found = states(job.rendered()), []
-        for items in statements:
-            pos, neg = (states([job.plain(e) for e in items if e.weight * s > 0]).mean(axis=0) for s in (1, -1))
-            found.append(2 * (rows - (pos + neg) / 2) @ (pos - neg) / max(float(((pos - neg) ** 2).sum()), 1e-12))
-        return weighted_mean(np.stack(found, axis=1), np.array([e.weight for e in job.sample()]))
-
-    (score, se), seconds = job.once("centroid", make)
-    shared = _tokens([job.plain(e) for items in statements for e in items])
-    cost = job.cost(seconds, _tokens(job.rendered()), shared_tokens=shared)
+    rows, seconds = job.once("states", states)
+    pos, neg = (marks.centres[:, pole].astype(np.float64) for pole in (0, 1))
+    apart = np.maximum(((pos - neg) ** 2).sum(axis=1), 1e-12)
+    each = 2 * (rows @ (pos - neg).T - ((pos + neg) * (pos - neg)).sum(axis=1) / 2) / apart
+    score, se = weighted_mean(each, np.array([e.weight for e in job.few()]))
+    cost = job.cost(seconds, 0 if told else n_tokens(job.rendered_few()), shared_tokens=0 if told else marks.n_tokens)
     return ForecastReading("centroid", job.traits, score, "place between the poles' centres, -1 to +1", se, cost)
 
 
@@ -80,7 +75,7 @@ def read_projection(job: ForecastJob) -> ForecastReading:
     found, seconds = job.once("directions", lambda: directions(job))
     each = projections(found)
     score, se = each.mean(axis=0), each.std(axis=0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else each[0] * 0
-    tokens = 2 * _tokens(job.rendered())
+    tokens = 2 * n_tokens(job.rendered())
     cost = job.cost(seconds, tokens, shared_tokens=2 * len(job.traits) * _VECTOR_ROWS * 40)
     return ForecastReading(
         "projection", job.traits, score, "projection difference, ordinary standard deviations", se, cost
@@ -141,56 +136,15 @@ def read_gradient_sgd(job: ForecastJob) -> ForecastReading:
 
 
 def _read_gradient(job: ForecastJob, name: str, *, adam: bool) -> ForecastReading:
-    items = statements_of(job, job.traits)
-
-    def data() -> NDArray[np.float32]:
-        return _step_gradients(job, open_gradients(job.model, rank=LORA_RANK, seed=job.seed))
-
-    def traits() -> NDArray[np.float32]:
-        return trait_gradients(job, items, open_gradients(job.model, rank=LORA_RANK, seed=job.seed))
-
-    (steps, seconds), (measures, _) = job.once("step gradients", data), job.once("trait gradients", traits)
-    by_step = np.stack([_direction(s, adam) for s in _halves(steps)]) @ measures.T.astype(np.float64)
-    score = _direction(steps, adam) @ measures.T.astype(np.float64)
+    marks = trait_marks(job)
+    read, seconds, tokens = rows_read(job)
+    by_step = np.stack([_direction(s, adam) for s in _halves(read.steps)]) @ marks.gradients.T.astype(np.float64)
+    score = _direction(read.steps, adam) @ marks.gradients.T.astype(np.float64)
     score, by_step = (v * LORA_SCALE**2 * job.plan.learning_rate for v in (score, by_step))
     se = np.abs(by_step[0] - by_step[-1]) / 2
-    n_items = _tokens([job.plain(e) for group in items for e in group])
-    cost = job.cost(seconds, 2 * _tokens(job.rendered()), shared_tokens=2 * n_items)
+    cost = job.cost(seconds, tokens, shared_tokens=marks.n_tokens)
     unit = "first-order change of log-probability a step, nats" if adam else "the same along the unit gradient"
     return ForecastReading(name, job.traits, np.asarray(score, np.float64), unit, np.asarray(se, np.float64), cost)
-
-
-def trait_gradients(
-    job: ForecastJob, items: Sequence[Sequence[Episode]], gradients: GivesGradients
-) -> NDArray[np.float32]:
-    """Gradient of each trait's measure, shape (n_traits, n_parameters).
-
-    The measure is the mean over positive statements of log p a token less the mean over negative ones.
-    """
-    flat = [(k, e) for k, group in enumerate(items) for e in group]
-    rendered = [job.plain(e) for _, e in flat]
-    weights = np.zeros((len(items), len(flat)))
-    for i, (k, e) in enumerate(flat):
-        same_side = sum(o.weight * e.weight > 0 for o in items[k])
-        weights[k, i] = np.sign(e.weight) / same_side / rendered[i].n_scored
-    return gradients.gradients(rendered, weights)
-
-
-def _step_gradients(job: ForecastJob, gradients: GivesGradients) -> NDArray[np.float32]:
-    """Ascent directions of optimiser steps on the sample, shape (n_steps, n_parameters).
-
-    A step's gain is the mean log-probability over its tokens; of preference pairs, the mean log-ratio.
-    """
-    items, weight = job.rendered(), np.array([e.weight for e in job.sample()])
-    size = 2 * _STEP_ROWS if job.method == "dpo" else _STEP_ROWS
-    size = min(size, max(2, len(items) // 4 * 2))
-    starts = range(0, len(items), size)
-    weights = np.zeros((len(starts), len(items)))
-    for step, at in enumerate(starts):
-        part = slice(at, at + size)
-        count = size / 2 if job.method == "dpo" else sum(i.n_scored for i in items[part])
-        weights[step, part] = weight[part] / count
-    return gradients.gradients(items, weights)
 
 
 def _direction(steps: NDArray[np.float32], adam: bool) -> Floats:
@@ -217,17 +171,3 @@ def _own_answers(model: EditableModel, job: ForecastJob) -> Floats:
 def _means(model: EditableModel, items: Sequence[Scorable]) -> Floats:
     """Mean activation over each response, shape (n, n_layers, d_model)."""
     return np.stack(model.read(items)).astype(np.float64)
-
-
-def statements_of(job: ForecastJob, traits: Sequence[str]) -> list[tuple[Episode, ...]]:
-    """Diagnostic statements of some traits, both poles.
-
-    Raises:
-        InputError: If a trait lacks them.
-    """
-    require_statements(job.diagnostics, traits)
-    return [job.diagnostics[t] for t in traits]
-
-
-def _tokens(items: Sequence[Scorable]) -> int:
-    return sum(len(i.token_ids) for i in items)

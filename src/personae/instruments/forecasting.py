@@ -24,9 +24,10 @@ from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Cast, Persona
 from personae.errors import InputError, InvalidSettings
-from personae.instruments.scoring import Scoring
+from personae.instruments.scoring import Scoring, Work
 from personae.models.protocol import LanguageModel, Scorable
 from personae.models.rendering import Renderer
+from personae.running.kept_arrays import KeptArrays
 from personae.tables.run_registry import RunForm
 from personae.tables.trait_forecast import Cost
 
@@ -34,6 +35,7 @@ Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 MOST_OF_RUN = 0.1
+LEAST_ROWS = 8  # fewer say too little, whatever they cost
 PASSES_OF_TRAINING = 2  # forward, and back through frozen weights: an adapter's training forms no large gradient
 _FIRST_PERSON = re.compile(r"^\W*(i|i'm|i've|i'd|i'll|my|me|we|our)\b", re.IGNORECASE)
 _SHORT = 25  # words of a "short statement"
@@ -122,7 +124,9 @@ class ForecastJob:
             must be disjoint from the items on which the outcome is measured.
         pilot: First steps of the training, where some were made.
         shipped: Scores of the reference that came with the package.
-        most_rows: Rows of the file that are read; the sample is the same for every reader.
+        kept: Where what depends on the model alone is kept between jobs; None keeps nothing.
+        started: Told of such work before it begins; gives a function that is told of tokens done.
+        most_rows: Rows of the file that are read at most; the sample is the same for every reader.
         n_paraphrases: Instructions of each pole that score.
         seed: Of the sample.
         memo: What was computed already, by name.
@@ -138,6 +142,8 @@ class ForecastJob:
     diagnostics: Mapping[str, tuple[Episode, ...]] = field(default_factory=dict)
     shipped: pa.Table | None = None
     pilot: Pilot | None = None
+    kept: KeptArrays | None = None
+    started: Callable[[Work], Callable[[int], None]] = lambda work: lambda tokens: None
     most_rows: int = 64
     n_paraphrases: int = 1
     seed: int = 0
@@ -180,9 +186,28 @@ class ForecastJob:
 
     def sample(self) -> tuple[Episode, ...]:
         """At most `most_rows` rows that count; pairs stay together."""
-        return self.once("sample", self._draw)[0]
+        return self.once("sample", lambda: self._draw(self.most_rows))[0]
 
-    def _draw(self) -> tuple[Episode, ...]:
+    def few(self) -> tuple[Episode, ...]:
+        """The part of the sample that is passed through the model: as many rows as a tenth of the training pays for.
+
+        Forward and back over a row costs what training on it once does, so that is a tenth of the rows seen; at least
+        `LEAST_ROWS` in any case.
+        """
+        return self.once("few", self._paid_for)[0]
+
+    def _paid_for(self) -> tuple[Episode, ...]:
+        rows_a_step = 2 if self.method == "dpo" else 1
+        paid = int(MOST_OF_RUN * self.plan.rows_seen(self.n_rows)) * rows_a_step
+        most = min(self.most_rows, max(LEAST_ROWS, paid))
+        while True:  # rows of the draw may be longer than those of the file
+            rows = self._draw(most)
+            tokens = PASSES_OF_TRAINING * sum(len(self.plain(e).token_ids) for e in rows)
+            if most <= LEAST_ROWS or tokens <= MOST_OF_RUN * self.training_tokens():
+                return rows
+            most -= 1
+
+    def _draw(self, most: int) -> tuple[Episode, ...]:
         groups: dict[str, list[Episode]] = {}
         for i, e in enumerate(self.episodes):
             if e.weight:
@@ -192,7 +217,7 @@ class ForecastJob:
         kept: list[int] = []
         n = 0
         for i in order:
-            if n and n + len(groups[names[i]]) > self.most_rows:
+            if n and n + len(groups[names[i]]) > most:
                 break
             kept.append(int(i))
             n += len(groups[names[i]])
@@ -201,6 +226,14 @@ class ForecastJob:
     def rendered(self) -> list[Scorable]:
         """The sample as the model will see it in training: no persona."""
         return self.once("rendered", lambda: [self.plain(e) for e in self.sample()])[0]
+
+    def rendered_few(self) -> list[Scorable]:
+        """The few rows in the same way."""
+        return self.once("rendered few", lambda: [self.plain(e) for e in self.few()])[0]
+
+    def tell_likelihoods(self, log_likelihood: Floats) -> None:
+        """Log-likelihoods of the few rows, nats, from a pass that was made for something else."""
+        self.memo.setdefault("likelihoods", (np.asarray(log_likelihood, np.float64), 0.0))
 
     def plain(self, episode: Episode) -> Scorable:
         """An episode without a persona."""
@@ -217,24 +250,28 @@ class ForecastJob:
         return Cost(seconds, tokens, tokens / self.training_tokens(), shared_tokens)
 
     def form(self) -> tuple[RunForm, Cost]:
-        """The form of the training, measured on the sample under the base model."""
-        (log_probs, seconds) = self.once("plain scores", lambda: self.model.score(self.rendered()))
-        kept = [(e, r) for e, r in zip(self.sample(), log_probs, strict=True) if e.weight > 0]
-        tokens = sum(len(r.log_probs) for _, r in kept)
-        total = sum(r.log_likelihood for _, r in kept)
+        """The form of the training: lengths over the sample, the loss under the base model over the few rows."""
+        told = "likelihoods" in self.memo
+        items = self.rendered_few()
+        (found, seconds) = self.once(
+            "likelihoods", lambda: np.array([r.log_likelihood for r in self.model.score(items)])
+        )
+        chosen = [k for k, e in enumerate(self.few()) if e.weight > 0]
+        tokens, total = sum(items[k].n_scored for k in chosen), float(found[chosen].sum())
         if not tokens or not np.isfinite(total):
             raise InvalidSettings("the model gives the file no finite likelihood, so its form cannot be told.")
+        kept = [(e, i) for e, i in zip(self.sample(), self.rendered(), strict=True) if e.weight > 0]
         form = RunForm(
             kind=self.method,
             n_rows=self.n_rows,
-            mean_tokens=tokens / len(kept),
+            mean_tokens=sum(i.n_scored for _, i in kept) / len(kept),
             loss=max(-total / tokens, 1e-6),
             first_person=first_person_share([e for e, _ in kept]),
             rows_seen=self.plan.rows_seen(self.n_rows),
             learning_rate=self.plan.learning_rate,
             steps=self.plan.n_steps(self.n_rows),
         )
-        return form, self.cost(seconds, sum(len(i.token_ids) for i in self.rendered()))
+        return form, self.cost(seconds, 0 if told else sum(len(i.token_ids) for i in items))
 
 
 def signed_statements(items: DiagnosticSet, *, split: str = "dev") -> dict[str, tuple[Episode, ...]]:

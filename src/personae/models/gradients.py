@@ -14,6 +14,7 @@ along a run. Not here: doing it (`models.hf_gradients`), and what is made of it 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -25,6 +26,21 @@ from personae.models.protocol import LanguageModel, Scorable
 Floats32 = NDArray[np.float32]
 _INSTALL = "Install it: pip install 'personae[hf]'"
 _WITH_WEIGHTS = "Use a model with weights: smollm2, a Hugging Face folder, a .gguf file or a trained world."
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Passed:
+    """What one pass forward and back over some requests gives.
+
+    Attributes:
+        gradients: Of weighted sums of log-likelihoods, shape (n_gradients, n_parameters), nats per unit of B.
+        log_likelihood: Of each request's span, nats, shape (n_requests,).
+        states: Mean over each span of the residual stream after one block, shape (n_requests, d_model).
+    """
+
+    gradients: Floats32
+    log_likelihood: NDArray[np.float64]
+    states: Floats32
 
 
 @runtime_checkable
@@ -50,6 +66,19 @@ class GivesGradients(Protocol):
         Raises:
             NumericsError: If a gradient is not finite.
             OutOfMemory: If a request does not fit.
+        """
+        ...
+
+    def passed(self, batch: Sequence[Scorable], weights: NDArray[np.float64], *, layer: int) -> Passed:
+        """Gradients, and what the same pass shows on its way: likelihoods and the residual stream.
+
+        Args:
+            batch: As `gradients`.
+            weights: As there.
+            layer: 0-based block after which the stream is read.
+
+        Raises:
+            NumericsError, OutOfMemory: As `gradients`.
         """
         ...
 

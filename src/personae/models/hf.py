@@ -165,6 +165,11 @@ class HFModel:
         return [r for r in results if r is not None]
 
     @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Edits of this view; none where it is the model as it was loaded."""
+        return self._edits
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder blocks."""
         return int(self._model.config.get_text_config(decoder=True).num_hidden_layers)

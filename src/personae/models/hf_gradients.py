@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from personae.errors import MissingCapability, NumericsError
-from personae.models.gradients import Floats32
+from personae.models.gradients import Floats32, Passed
 from personae.models.hf import HFModel
+from personae.models.hf_hooks import decoder_blocks, edited, watched_block
 from personae.models.hf_kernel import PackedLinear
 from personae.models.hf_memory import memory_errors
 from personae.models.protocol import Scorable
@@ -80,18 +81,30 @@ class LoraGradients:
 
     def gradients(self, batch: Sequence[Scorable], weights: NDArray[np.float64]) -> Floats32:
         """See `GivesGradients.gradients`."""
+        return self._passed(batch, weights, None).gradients
+
+    def passed(self, batch: Sequence[Scorable], weights: NDArray[np.float64], *, layer: int) -> Passed:
+        """See `GivesGradients.passed`."""
+        return self._passed(batch, weights, decoder_blocks(self._module)[layer])
+
+    def _passed(self, batch: Sequence[Scorable], weights: NDArray[np.float64], block: nn.Module | None) -> Passed:
         w = torch.tensor(np.asarray(weights), dtype=torch.float32, device=self._device)
         total = [torch.zeros((len(w), width, self._rank), device=self._device) for width in self._widths]
+        log_likelihood = np.zeros(len(batch))
+        states = np.zeros((len(batch), 0 if block is None else self._model.d_model), np.float32)
         for members in self.batches(batch):
-            share = w[:, members]
+            share, items = w[:, members], [batch[i] for i in members]
 
-            def collect(layer: int, seen: Tensor, g: Tensor, share: Tensor = share) -> None:
+            def collect(index: int, seen: Tensor, g: Tensor, share: Tensor = share) -> None:
                 by_row = torch.einsum("btw,btr->bwr", g, seen)
-                total[layer] += torch.einsum("kb,bwr->kwr", share, by_row)
+                total[index] += torch.einsum("kb,bwr->kwr", share, by_row)
 
-            self.run([batch[i] for i in members], collect)
+            with watched_block(block, items, self._device) as read:
+                log_likelihood[members] = self.run(items, collect)
+            if read:
+                states[members] = self.finite(read[0]).cpu().numpy()
         flat = torch.cat([t.reshape(len(w), -1) for t in total], dim=1)
-        return self.finite(flat).cpu().numpy()
+        return Passed(self.finite(flat).cpu().numpy(), log_likelihood, states)
 
     def products(self, batch: Sequence[Scorable], directions: Floats32) -> NDArray[np.float64]:
         """See `GivesGradients.products`."""
@@ -133,8 +146,8 @@ class LoraGradients:
         if chunk:
             yield chunk
 
-    def run(self, items: Sequence[Scorable], collect: Collect) -> None:
-        """Forward and backward of the sum of the spans' log-likelihoods."""
+    def run(self, items: Sequence[Scorable], collect: Collect) -> NDArray[np.float64]:
+        """Forward and backward of the sum of the spans' log-likelihoods, which are given, shape (n_items,)."""
         longest = max(len(item.token_ids) for item in items)
         ids = torch.zeros((len(items), longest), dtype=torch.long)
         for row, item in enumerate(items):
@@ -145,20 +158,22 @@ class LoraGradients:
         with (
             memory_errors("a gradient", hint="Cut long rows with --truncate."),
             torch.enable_grad(),
+            edited(self._module, self._model.edits),
             self._watched(collect),
         ):
             states = embed(ids).detach().requires_grad_()
             positions = torch.arange(longest, device=self._device)[None]
             hidden = self._module.base_model(inputs_embeds=states, position_ids=positions, use_cache=False)
-            self._backward(hidden.last_hidden_state, ids, items)
+            return self._backward(hidden.last_hidden_state, ids, items)
 
-    def _backward(self, hidden: Tensor, ids: Tensor, items: Sequence[Scorable]) -> None:
-        """Back from the sum of log-probabilities, whose logits are held in pieces only."""
+    def _backward(self, hidden: Tensor, ids: Tensor, items: Sequence[Scorable]) -> NDArray[np.float64]:
+        """Back from the sum of log-probabilities, whose logits are held in pieces only; gives them by item."""
         rows = torch.cat([torch.full((item.n_scored,), r) for r, item in enumerate(items)])
         columns = torch.cat([torch.arange(item.start, len(item.token_ids)) for item in items])
         head: Any = self._module.get_output_embeddings()
         cap = getattr(self._module.config, "final_logit_softcapping", None)
         bottom = hidden.detach().requires_grad_()
+        found = np.zeros(len(items))
         for at in range(0, len(rows), _LOGIT_ROWS):
             piece = slice(at, at + _LOGIT_ROWS)
             logits = nn.functional.linear(
@@ -167,8 +182,11 @@ class LoraGradients:
             if cap is not None:
                 logits = torch.tanh(logits / cap) * cap
             chosen = logits.gather(-1, ids[rows[piece], columns[piece], None])[:, 0]
-            (chosen - torch.logsumexp(logits, -1)).sum().backward()
+            log_p = chosen - torch.logsumexp(logits, -1)
+            np.add.at(found, rows[piece].numpy(), log_p.detach().double().cpu().numpy())
+            log_p.sum().backward()
         hidden.backward(bottom.grad)
+        return found
 
     @contextmanager
     def _watched(self, collect: Collect) -> Iterator[None]:

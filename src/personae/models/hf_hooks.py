@@ -107,6 +107,25 @@ def read_states(
     return kept
 
 
+@contextmanager
+def watched_block(block: nn.Module | None, items: Sequence[Scorable], device: torch.device) -> Iterator[list[Tensor]]:
+    """Note a block's mean output over the spans of a padded batch, shape (n, d_model), in a pass that goes on."""
+    seen: list[Tensor] = []
+    if block is None:
+        yield seen
+        return
+
+    def keep(_module: nn.Module, _inputs: object, output: BlockOutput) -> None:
+        hidden = _hidden_of(output).detach()
+        seen.append(gatherer(items, 0, hidden.shape[1], "response_mean", device)(hidden))
+
+    handle = block.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 def read_part(item: Scorable, reduce: Reduce) -> Scorable:
     """The request as far as it must be run to be read: nothing behind the first token of the span for "prompt_last"."""
     return Scorable(item.token_ids[: item.start + 1], item.start, item.shared) if reduce == "prompt_last" else item

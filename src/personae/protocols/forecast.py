@@ -9,11 +9,12 @@ a forecast is the reading itself in its own unit and says so. Not here: the read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from personae.errors import InvalidSettings, UnknownPersona
 from personae.inference.common_mode import (
@@ -25,7 +26,7 @@ from personae.inference.common_mode import (
     cells_of,
     fit_common_mode,
 )
-from personae.instruments.forecast_ensemble import read_ensemble
+from personae.instruments.forecast_ensemble import PARTS, read_ensemble, sized
 from personae.instruments.forecast_geometry import read_centroid, read_gradient, read_gradient_sgd, read_projection
 from personae.instruments.forecast_readers import (
     read_em_flow,
@@ -37,7 +38,7 @@ from personae.instruments.forecast_readers import (
     read_tempered_bayes,
 )
 from personae.instruments.forecasting import ForecastJob
-from personae.tables.run_registry import FORM_FEATURES, PastRun, RunForm, RunRegistry
+from personae.tables.run_registry import FORM_FEATURES, PastRun, RunForm, RunRegistry, common_traits
 from personae.tables.trait_forecast import CALIBRATED_UNIT, Cost, ForecastReading, TraitForecast
 
 DEFAULT_FORECASTER = "ensemble"
@@ -68,6 +69,7 @@ class Method:
         in_words: One line for people.
         needs_statements: Whether it reads diagnostic statements of every trait.
         needs_pilot: Whether it reads the first steps of the training itself.
+        parts: Readers by which files are compared with past ones; none: by its own reading.
     """
 
     read: Callable[[ForecastJob], ForecastReading]
@@ -76,6 +78,7 @@ class Method:
     in_words: str
     needs_statements: bool = False
     needs_pilot: bool = False
+    parts: tuple[str, ...] = ()
 
 
 def _nothing(name: str) -> Callable[[ForecastJob], ForecastReading]:
@@ -96,7 +99,9 @@ FORECASTERS: dict[str, Method] = {
         read_gradient, FORM_FEATURES, True, "first optimiser steps, to first order (Adam's direction)", True
     ),
     "gradient_sgd": Method(read_gradient_sgd, FORM_FEATURES, True, "the same along the plain gradient", True),
-    "ensemble": Method(read_ensemble, FORM_FEATURES, True, "gradient, centroid and wording together", True),
+    "ensemble": Method(
+        read_ensemble, FORM_FEATURES, True, "gradient, centroid and wording together", True, parts=PARTS
+    ),
     "pilot": Method(
         read_pilot, FORM_FEATURES, True, "the shift after at most a tenth of the training", needs_pilot=True
     ),
@@ -152,15 +157,45 @@ def read_all(job: ForecastJob, names: Sequence[str] | None = None) -> dict[str, 
     return {name: method_named(name).read(job) for name in (names or possible)}
 
 
-def fitted(name: str, runs: Sequence[PastRun]) -> CommonMode:
-    """A forecaster's model of past runs.
+def fitted(name: str, runs: Sequence[PastRun], traits: Sequence[str] | None = None) -> CommonMode:
+    """A forecaster's model of past runs; files are compared by their readings of `traits` (None: of all).
 
     Raises:
         InvalidSettings: If they are too few, or lack its readings.
     """
     method = method_named(name)
-    cells = cells_of(runs, name if method.uses_score else None)
-    return fit_common_mode(cells, uses_score=method.uses_score, uses_form=method.form)
+    return fit_common_mode(cells_for(name, runs, traits), uses_score=method.uses_score, uses_form=method.form)
+
+
+def cells_for(name: str, runs: Sequence[PastRun], traits: Sequence[str] | None = None) -> Cells:
+    """Cells of past runs as a forecaster learns from them: its score, the form, and readings that compare files.
+
+    Raises:
+        InvalidSettings: If a run lacks its readings.
+    """
+    if not method_named(name).uses_score:
+        return cells_of(runs, None)
+    places = _compared_by(name, runs, traits)
+    return cells_of(runs, name, np.stack([_beside(r.readings, r.form, places) for r in runs]) if runs else None)
+
+
+def _compared_by(name: str, runs: Sequence[PastRun], traits: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Readers and traits by which files are compared: those that every run has."""
+    parts = method_named(name).parts
+    shared = [t for t in common_traits(runs) if traits is None or t in traits]
+    if not parts or not all(set(shared) <= set(r.readings.get(p, ())) for p in parts for r in runs):
+        parts = (name,)
+    return [(part, trait) for part in parts for trait in shared]
+
+
+def _beside(
+    readings: Mapping[str, Mapping[str, float]], form: RunForm, places: Sequence[tuple[str, str]]
+) -> NDArray[np.float64]:
+    """Readings of one run at those places, in typical sizes."""
+    values = [readings[part][trait] for part, trait in places]
+    return np.array(
+        [float(sized(p, np.array(v), form.learning_rate)) for (p, _), v in zip(places, values, strict=True)]
+    )
 
 
 def usable(name: str, registry: RunRegistry, model_digest: str, traits: Sequence[str]) -> RunRegistry:
@@ -198,11 +233,13 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
         )
     if len(mine) < LEAST_RUNS or len(mine.families) < LEAST_FAMILIES:
         return _uncalibrated(reading, len(mine))
-    model = fitted(reading.forecaster, mine.runs)
+    model = fitted(reading.forecaster, mine.runs, reading.traits)
     n = len(reading.traits)
     # Beyond the forms seen a straight line knows nothing: the nearest one stands in, and a note says so.
     seen = np.stack([r.form.features() for r in mine.runs])
     within = np.clip(form.features(), seen.min(axis=0), seen.max(axis=0))
+    read = {n: dict(zip(reading.traits, map(float, v), strict=True)) for n, v in _scores(reading).items()}
+    beside = _beside(read, form, _compared_by(reading.forecaster, mine.runs, reading.traits))
     said = model.predict(
         Cells(
             ("\0new",) * n,
@@ -212,6 +249,7 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
             np.zeros(n),
             reading.score,
             np.tile(within, (n, 1)),
+            np.tile(beside if method_named(reading.forecaster).uses_score else beside[:0], (n, 1)),
         )
     )
     return TraitForecast(
@@ -233,6 +271,10 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
             "sources": sorted({r.source for r in mine.runs}),
         },
     )
+
+
+def _scores(reading: ForecastReading) -> dict[str, NDArray[np.float64]]:
+    return {**reading.parts, reading.forecaster: reading.score}
 
 
 def _beyond(form: RunForm, within: np.ndarray) -> list[str]:

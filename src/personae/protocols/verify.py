@@ -151,8 +151,11 @@ def past_run(
     seed: int = 0,
     source: str = "",
 ) -> PastRun:
-    """The record of a verified training for the registry; of readings those of traits that were measured."""
+    """The record of a verified training for the registry; of readings (and their parts) those of measured traits."""
     measured = {r.trait: r for r in verification.traits}
+    scores = {name: part for r in readings.values() for name, part in r.parts.items()}
+    scores |= {name: r.score for name, r in readings.items()}
+    read = next(iter(readings.values())).traits
     return PastRun(
         run=run,
         family=family,
@@ -162,8 +165,7 @@ def past_run(
         shift={t: r.measured for t, r in measured.items()},
         se={t: r.measured_se for t, r in measured.items()},
         readings={
-            name: {t: float(r.score[k]) for k, t in enumerate(r.traits) if t in measured}
-            for name, r in readings.items()
+            name: {t: float(score[k]) for k, t in enumerate(read) if t in measured} for name, score in scores.items()
         },
         trained=tuple(trained),
         items=items,

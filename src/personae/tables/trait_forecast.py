@@ -54,6 +54,7 @@ class ForecastReading:
         se: Standard error of `score` from sampling rows, same shape; zeros where rows were not sampled.
         cost: What it took.
         notes: What a reader must know.
+        parts: Scores of the readers it was made of, by name; empty where it is one reader's.
     """
 
     forecaster: str
@@ -63,6 +64,7 @@ class ForecastReading:
     se: Floats
     cost: Cost = field(default_factory=Cost)
     notes: tuple[str, ...] = ()
+    parts: Mapping[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.score.shape != (len(self.traits),) or self.se.shape != self.score.shape:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from personae.tables.attribution import Attribution
 from personae.tables.run_registry import RunForm
 
 
@@ -91,6 +92,7 @@ class Verification:
         unmeasured: Traits without an outcome, with the reason.
         notes: What a reader must know.
         registered: Where the run was added to the registry; empty if it was not.
+        attribution: Trainings without the rows that are named for a trait; None where that was not asked for.
         provenance: Versions, hashes, seed, date.
     """
 
@@ -109,6 +111,7 @@ class Verification:
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     registered: str = ""
+    attribution: Attribution | None = None
     provenance: Mapping[str, object] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:

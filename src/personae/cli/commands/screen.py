@@ -32,6 +32,7 @@ from personae.instruments.forecasting import TrainingPlan
 from personae.instruments.target import Answers, ask_target
 from personae.models.catalogue import DEFAULT_MODEL, home
 from personae.models.protocol import SamplingPlan
+from personae.protocols.pilot import pilot_steps
 from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
 from personae.tables.forecast import Screening
@@ -54,6 +55,7 @@ class Settings(ScoringSettings):
     target: str | None = None
     max_tokens: int = 256
     temperature: float = 1.0
+    pilot: bool = False
 
 
 def command(
@@ -68,10 +70,7 @@ def command(
     reference: Annotated[
         str | None, typer.Option(help="Your own ordinary replies, rows with a 'group' (topic). Default: built in.")
     ] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option(help="Power on the likelihood in the posterior. Default: as calibrated, else 0.25."),
-    ] = None,
+    eta: opt.Eta = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = DEFAULT_FDR,
     forecaster: Annotated[
         str,
@@ -82,6 +81,7 @@ def command(
     ] = AUTO,
     epochs: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 2e-4,
+    pilot: opt.Pilot = False,
     target: Annotated[
         str | None,
         typer.Option(
@@ -145,6 +145,7 @@ def command(
             target=target,
             max_tokens=max_tokens,
             temperature=temperature,
+            pilot=pilot,
         )
     )
 
@@ -158,7 +159,9 @@ def execute(settings: Settings) -> int:
     if settings.eta is not None:
         chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
     inputs = read_inputs(settings)
-    check_forecaster(settings.forecaster, inputs.cast, settings.cast)
+    check_forecaster(settings.forecaster, inputs.cast, settings.cast, pilot=settings.pilot)
+    if settings.pilot:
+        pilot_steps(plan, max(1, sum(e.weight > 0 for e in inputs.data.episodes)))
     gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
     require_weight(inputs.data.episodes)
     ordinary = load_reference(settings.reference)
@@ -198,6 +201,7 @@ def execute(settings: Settings) -> int:
             plan,
             seed=settings.seed,
             quiet=settings.quiet,
+            pilot_of=(settings.model, settings.device) if settings.pilot else None,
         )
     hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
     made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from personae.cli import options as opt
+from personae.cli.attribution import Asked, attribute_run, check_attribution, print_attribution, write_rankings
+from personae.cli.forecasting import ONCE_A_MODEL, with_pilot
 from personae.cli.trained_run import TrainedRun, read_trained_run
 from personae.cli.workbench import Workbench, announced, open_model, say
 from personae.domain.diagnostic import DiagnosticSet
@@ -24,8 +26,10 @@ from personae.files.diagnostics import load_diagnostics
 from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.forecasting import ForecastJob, require_statements, signed_statements
 from personae.models.catalogue import home
+from personae.protocols.attribution import METHODS
 from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, calibrate, method_named, read_all
-from personae.protocols.measure import MeasureSettings, measure
+from personae.protocols.measure import MeasureSettings, Started, measure
+from personae.protocols.pilot import pilot_steps
 from personae.protocols.verify import past_run, verify
 from personae.report.text import clean
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
@@ -56,6 +60,10 @@ class Settings:
     quiet: bool = False
     device: str = "auto"
     dtype: str = "float32"
+    attribution: str | None = None
+    share: float = 0.1
+    ranking: tuple[str, ...] = METHODS
+    pilot: bool = False
 
 
 def command(
@@ -81,6 +89,20 @@ def command(
         typer.Option(help="What this run shares with others of one origin. Default: the name of its file."),
     ] = None,
     register: Annotated[bool, typer.Option("--register/--no-register", help="Add the run to the past runs.")] = True,
+    attribution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRAIT",
+            help="Which rows moved this trait? Train again without those that are named, and without as many at "
+            "random; kept in RUN, so the same command goes on.",
+        ),
+    ] = None,
+    share: Annotated[float, typer.Option(help="Of the rows that --attribution leaves out.")] = 0.1,
+    ranking: Annotated[
+        list[str] | None,
+        typer.Option(help=f"How --attribution names rows: {', '.join(METHODS)}; repeatable. Default: all of them."),
+    ] = None,
+    pilot: opt.Pilot = False,
     out: opt.Out = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -106,46 +128,41 @@ def command(
             quiet,
             device,
             dtype,
+            attribution,
+            share,
+            tuple(ranking or METHODS),
+            pilot,
         )
     )
 
 
 def execute(settings: Settings) -> int:
     """Forecast from the file, measure both models, compare; give the exit status."""
-    from personae.report.verify_page import render_verification  # charts are slow to import, and `--help` needs none
-
-    without_pilot = tuple(name for name, m in FORECASTERS.items() if not m.needs_pilot)
-    names = without_pilot if "all" in settings.forecaster else settings.forecaster
+    names = _named(settings)
     shown = DEFAULT_FORECASTER if "all" in settings.forecaster else names[0]
-    for name in names:
-        if method_named(name).needs_pilot:
-            raise InvalidSettings(
-                f"'{name}' needs a pilot of the training, which `verify` does not make.",
-                hint=f"Choose among {', '.join(without_pilot)}.",
-            )
     run = read_trained_run(settings.training)
     cast, items = cast_and_items(settings.cast, settings.only, settings.items)
     if any(FORECASTERS[name].needs_statements for name in names):
         require_statements(signed_statements(items), [t.id for t in cast.traits])
+    if settings.pilot:
+        pilot_steps(run.plan, max(1, sum(e.weight > 0 for e in run.episodes)))
+    asked = _asked(settings)
+    if asked is not None:
+        check_attribution(asked, run, [t.id for t in cast.traits])
     shelf = RegistryShelf(Path(settings.registry) if settings.registry else home() / "past-runs")
     known = shelf.load()
     folder = make_run_folder(settings.out, NAME)
-    say(f"Loading {run.model} …", quiet=settings.quiet)
-    bench = open_model(run.model, device=settings.device, dtype=settings.dtype)
-    if bench.model.card.digest != run.base_digest:
-        raise InputError(
-            f"'{run.model}' is not the model that was trained: its weights have changed since",
-            path=str(run.folder / "run.json"),
-            hint="Restore the base model, or train again.",
-        )
-    job = _job(settings, run, cast, items, bench)
+    bench = _opened(run, settings)
     say(f"Reading {run.data} with {', '.join(names)} …", quiet=settings.quiet)
-    readings = read_all(job, names)
+    with announced(ONCE_A_MODEL, quiet=settings.quiet) as started:
+        job = _job(settings, run, cast, items, bench, started)
+        if settings.pilot:
+            job = with_pilot(job, run.model, items, quiet=settings.quiet, device=settings.device)
+        readings = read_all(job, names)
     form, _ = job.form()
     of_others = RunRegistry(tuple(r for r in known.runs if r.run != _id(run)))  # never learn from the run itself
     forecast = calibrate(readings[shown], form, of_others, run.base_digest)
     before = _measured(bench, items, run.model, settings, kept=True)
-    del job
     say(f"Loading {run.use} …", quiet=settings.quiet)
     after = _measured(
         open_model(run.use, device=settings.device, dtype=settings.dtype), items, run.use, settings, kept=False
@@ -166,8 +183,34 @@ def execute(settings: Settings) -> int:
             source="verify",
         )
         result = replace(result, registered=str(shelf.put(record)))
+    if asked is not None:
+        whole = replace(job, most_rows=len(run.episodes), memo={})
+        found, rankings = attribute_run(asked, run, whole, items, (before, after))
+        result = replace(result, attribution=found)
+        write_rankings(folder, run, rankings, asked.share)
     made = provenance([run.data, str(run.folder / "run.json")], seed=settings.seed)
     result = replace(result, provenance=made | {"model_card": bench.model.card.to_dict()})
+    _write(folder, result, settings, made)
+    return 0
+
+
+def _opened(run: TrainedRun, settings: Settings) -> Workbench:
+    """The base model, which must be what was trained."""
+    say(f"Loading {run.model} …", quiet=settings.quiet)
+    bench = open_model(run.model, device=settings.device, dtype=settings.dtype)
+    if bench.model.card.digest != run.base_digest:
+        raise InputError(
+            f"'{run.model}' is not the model that was trained: its weights have changed since",
+            path=str(run.folder / "run.json"),
+            hint="Restore the base model, or train again.",
+        )
+    return bench
+
+
+def _write(folder: Path, result: Verification, settings: Settings, made: dict[str, Any]) -> None:
+    """The run's folder, and what is printed."""
+    from personae.report.verify_page import render_verification  # charts are slow to import, and `--help` needs none
+
     report = folder / "report.html"
     write_text(report, render_verification(result))
     _write_table(folder, result)
@@ -177,7 +220,38 @@ def execute(settings: Settings) -> int:
         typer.echo(json.dumps(summary, allow_nan=False))
     elif not settings.quiet:
         _print(result, report)
-    return 0
+
+
+def _named(settings: Settings) -> tuple[str, ...]:
+    """The forecasters that were asked for.
+
+    Raises:
+        InvalidSettings: If there is none of a name, or one needs a pilot that was not asked for.
+    """
+    possible = tuple(name for name, m in FORECASTERS.items() if settings.pilot or not m.needs_pilot)
+    names = possible if "all" in settings.forecaster else settings.forecaster
+    for name in names:
+        if method_named(name).needs_pilot and not settings.pilot:
+            raise InvalidSettings(
+                f"'{name}' needs a pilot of the training.",
+                hint=f"Make one with --pilot, or choose among {', '.join(possible)}.",
+            )
+    return names
+
+
+def _asked(settings: Settings) -> Asked | None:
+    """The attribution that was asked for."""
+    if settings.attribution is None:
+        return None
+    return Asked(
+        settings.attribution,
+        settings.share,
+        settings.ranking,
+        settings.seed,
+        settings.device,
+        settings.dtype,
+        settings.quiet,
+    )
 
 
 def cast_and_items(names: tuple[str, ...], only: str | None, files: tuple[str, ...]) -> tuple[Cast, DiagnosticSet]:
@@ -200,7 +274,9 @@ def cast_and_items(names: tuple[str, ...], only: str | None, files: tuple[str, .
     return Cast(cast.id, tuple(t for t in cast.traits if t.id in shared)), items.select(traits=shared)
 
 
-def _job(settings: Settings, run: TrainedRun, cast: Cast, items: DiagnosticSet, bench: Workbench) -> ForecastJob:
+def _job(
+    settings: Settings, run: TrainedRun, cast: Cast, items: DiagnosticSet, bench: Workbench, started: Started
+) -> ForecastJob:
     return ForecastJob(
         run.episodes,
         cast,
@@ -211,6 +287,8 @@ def _job(settings: Settings, run: TrainedRun, cast: Cast, items: DiagnosticSet, 
         run.plan,
         signed_statements(items),
         shipped_rows(bench.space),
+        kept=bench.kept(),
+        started=started,
         most_rows=settings.rows,
         seed=settings.seed,
     )
@@ -270,6 +348,8 @@ def _print(result: Verification, report: Path) -> None:
     console.print(table)
     if a.spearman is not None:
         console.print(Text(f"rank correlation over {a.n} traits {a.spearman:+.2f}", style="dim"))
+    if result.attribution is not None:
+        print_attribution(result.attribution)
     for note in result.notes:
         console.print(Text(f"note: {clean(note)}", style="dim"), soft_wrap=True)
     if result.registered:
