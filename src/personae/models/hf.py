@@ -42,6 +42,7 @@ from personae.models.protocol import (
     TokenDistributions,
     TokenLogprobs,
 )
+from personae.models.sharing import by_prefix, nested_requests
 
 # Tokens in a padded batch. On CPUs larger ones spill the caches; on GPUs they fill the card.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
@@ -99,13 +100,10 @@ class HFModel:
             NumericsError: If the model gives a log-probability that is not a number.
             OutOfMemory: If even a small batch does not fit.
         """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, item in enumerate(batch):
-            groups.setdefault(item.token_ids[: item.shared], []).append(i)
         results: list[TokenLogprobs | None] = [None] * len(batch)
         with self._running():
-            for prefix, members in groups.items():
-                nested = _nested(batch, members)
+            for prefix, members in by_prefix(batch).items():
+                nested = nested_requests(batch, members)
                 for hosts in self._length_batches(batch, list(nested), len(prefix)):
                     chunk = [i for host in hosts for i in nested[host]]
                     rows = [row for row, host in enumerate(hosts) for _ in nested[host]]
@@ -119,12 +117,9 @@ class HFModel:
 
         Kept is the last hidden state of each place; log-probabilities are made from it a few places at a time.
         """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, item in enumerate(batch):
-            groups.setdefault(item.token_ids[: item.shared], []).append(i)
         results: list[HiddenDistributions | None] = [None] * len(batch)
         with self._running():
-            for prefix, members in groups.items():
+            for prefix, members in by_prefix(batch).items():
                 for chunk in self._length_batches(batch, members, len(prefix)):
                     ids = _padded([batch[i] for i in chunk], len(prefix))
                     hidden = self._hidden(prefix, ids.to(self._device))
@@ -189,12 +184,9 @@ class HFModel:
         """
         chosen = check_layers(layers, self.n_layers)
         items = [read_part(item, reduce) for item in batch]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, item in enumerate(items):
-            groups.setdefault(item.token_ids[: item.shared], []).append(i)
         results: list[Floats32 | None] = [None] * len(items)
         with self._running():
-            for prefix, members in groups.items():
+            for prefix, members in by_prefix(items).items():
                 for chunk in self._length_batches(items, members, len(prefix)):
                     states = self._read_chunk(prefix, [items[i] for i in chunk], chosen, reduce)
                     for i, state in zip(chunk, states, strict=True):
@@ -377,24 +369,6 @@ def _turn_ends(model: PreTrainedModel) -> frozenset[int]:
     """Tokens that end a turn by the model's own generation settings, which may name several."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
-
-
-def _nested(batch: Sequence[Scorable], members: Sequence[int]) -> dict[int, list[int]]:
-    """Requests that must be run, each with those whose tokens but for the last begin it (itself included).
-
-    What a request's last token is does not matter to its pass, only which log-probability is read off at its end: so
-    two answers of one token to one question cost one pass. In lexicographic order whatever a sequence begins follows
-    it at once, and so do those that differ in the last token alone, so neighbours decide.
-    """
-    ordered = sorted(members, key=lambda i: batch[i].token_ids, reverse=True)
-    nested: dict[int, list[int]] = {}
-    host = -1
-    for i in ordered:
-        ids = batch[i].token_ids
-        if host < 0 or batch[host].token_ids[: len(ids) - 1] != ids[:-1]:
-            host = i
-        nested.setdefault(host, []).append(i)
-    return nested
 
 
 def _draw(log_p: NDArray[np.float64], temperature: float, generator: np.random.Generator) -> int:
