@@ -306,10 +306,12 @@ def summary(work: Path, traits: list[str], model: str) -> dict[str, Any]:
         "both_matched_on": sure,
         "ours": {t: round(v, 4) for t, v in own.items()},
         "best_rival": {t: [best[t], round(v, 4)] for t, v in theirs.items()},
-        "at_least_as_large_on": sum(own[t] >= theirs[t] for t in traits),
-        "of": len(traits),
-        "mean_effect": {tool: round(float(np.mean([of[t][tool]["effect"] for t in traits])), 4) for tool in TOOLS},
-        "ratio_of_means_to_best_rival": round(sum(own.values()) / sum(theirs.values()), 3),
+        # Only where both sides were tried near the cost at which they are compared: elsewhere effects are scaled.
+        "at_least_as_large_on": sum(own[t] >= theirs[t] for t in sure),
+        "of": len(sure),
+        "ratio_of_means_to_best_rival": (
+            round(sum(own[t] for t in sure) / sum(theirs[t] for t in sure), 3) if sure else None
+        ),
     }
     versions = {tool: json.loads((work / f"{tool}.about.json").read_text())["versions"] for tool in METHODS}
     settings = {"model": model, "cost": COST, "unit": "nats a token", "pairs": INSTRUCTIONS * QUESTIONS}
