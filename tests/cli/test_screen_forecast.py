@@ -66,3 +66,4 @@ def test_a_pilot_is_trained_once_and_read(
     assert short.status == 2
     assert "it needs one" in short.err
     assert personae(*call, "--pilot", "--forecaster", "none").status == 2
+    assert "without --steer" in personae(*call, "--pilot", "--steer", "x:1@0").err

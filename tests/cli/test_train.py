@@ -99,6 +99,12 @@ def test_steering_while_training_is_recorded_and_repeated(train, personae, data_
     assert str(vectors_file) in run["inputs"]
 
 
+def test_a_missing_file_of_vectors_is_told(train, data_file: Path, tmp_path: Path) -> None:
+    done = train(data_file, "--steer", "x:1@0", "--vectors", tmp_path / "none.safetensors")
+    assert done.status == 2
+    assert "there is no such file of vectors" in done.err
+
+
 def test_a_killed_steered_training_goes_on_under_its_own_vectors_only(
     train, data_file: Path, model_folder: Path, vectors_file: Path, offline_home: Path, monkeypatch
 ):

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from personae.cli.forecasting import ONCE_A_MODEL
 from personae.cli.trained_run import TrainedRun
 from personae.cli.workbench import announced, open_model, say
 from personae.domain.diagnostic import DiagnosticSet
@@ -75,7 +76,8 @@ def check_attribution(asked: Asked, run: TrainedRun, traits: Sequence[str]) -> N
 
     Raises:
         UnknownPersona: If the trait is not measured.
-        InvalidSettings: If a ranking is not known, the share leaves nothing to do, or a second file was mixed in.
+        InvalidSettings: If a ranking is not known, the share leaves nothing to do, a second file was mixed in, or
+            the training was steered.
         InputError: If the run's settings cannot be read.
     """
     if asked.trait not in traits:
@@ -85,6 +87,8 @@ def check_attribution(asked: Asked, run: TrainedRun, traits: Sequence[str]) -> N
             raise InvalidSettings(f"no way to rank rows is called '{name}'.", hint=f"There are: {', '.join(METHODS)}.")
     if run.is_mixed:
         raise InvalidSettings("this training had a second file mixed in; rows are left out of one file only.")
+    if run.is_steered:
+        raise InvalidSettings("this training was steered; rows are left out of trainings without --steer only.")
     n_left_out(len(run.episodes), asked.share)
     _again(run)
 
@@ -110,7 +114,9 @@ def attribute_run(
     rankings: list[Ranking] = []
     for method in asked.rankings:
         say(f"Ranking {len(run.episodes):,} rows by {method} …", quiet=asked.quiet)
-        rankings.append(rank_rows(job, asked.trait, method=method, side=side, seed=asked.seed))
+        with announced(ONCE_A_MODEL, quiet=asked.quiet) as started:
+            told = replace(job, started=started)
+            rankings.append(rank_rows(told, asked.trait, method=method, side=side, seed=asked.seed))
     mine = items.select(traits=[asked.trait])
 
     def train_and_measure(rows: Sequence[Episode], name: str) -> Outcome:
@@ -131,7 +137,7 @@ def _outcome(
     ]
     key = hashlib.blake2b(json.dumps(about, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
     folder = run.folder / _FOLDER / f"{asked.trait}-{name.replace(' ', '-')}-{key}"
-    note = folder / "outcome.json"
+    note = folder / f"outcome-{asked.dtype}.json"
     known = _kept(note)
     if known is not None:
         say(f"Trained {name} before: {folder}", quiet=asked.quiet)

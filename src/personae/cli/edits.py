@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from personae.errors import InvalidSettings
+from personae.errors import InputError, InvalidSettings
 from personae.instruments.reading import origin_of
 from personae.instruments.steering import EditSpec, edits_of, parse_cap, parse_steer
 from personae.models.activations import Edit, EditableModel, require_activations
@@ -39,10 +39,14 @@ def parse_edits(names: EditNames) -> list[EditSpec]:
 
     Raises:
         InvalidSettings: If an edit has another form.
+        InputError: If a file of vectors is not there.
     """
     specs = [*(parse_steer(s) for s in names.steer), *(parse_cap(c) for c in names.cap)]
     if names.vectors and not specs:
         raise InvalidSettings("--vectors does nothing without --steer or --cap.")
+    missing = next((path for path in names.vectors if not Path(path).exists()), None)
+    if missing is not None:
+        raise InputError("there is no such file of vectors", path=missing)
     return specs
 
 

@@ -38,6 +38,7 @@ class TrainedRun:
         training: Settings as they were used, for training again in the same way.
         dtype: Of the base weights in training.
         is_mixed: Whether a second file was mixed in.
+        is_steered: Whether directions were added while training.
         notes: What a reader must know.
     """
 
@@ -54,6 +55,7 @@ class TrainedRun:
     training: Mapping[str, Any]
     dtype: str
     is_mixed: bool
+    is_steered: bool
     notes: tuple[str, ...]
 
 
@@ -110,6 +112,7 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
         training=dict(result["settings"]),
         dtype=str(settings.get("dtype", "float32")),
         is_mixed=settings.get("mix") is not None,
+        is_steered=bool(settings.get("steer")),
         notes=tuple(notes),
     )
 

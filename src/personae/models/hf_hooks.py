@@ -56,9 +56,12 @@ def edited(module: nn.Module, edits: Sequence[Edit]) -> Iterator[None]:
     blocks = decoder_blocks(module) if edits else []
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
-        for edit in edits:
+        # In front of hooks that are there already, so that whoever watches a block sees it as edited; each goes before
+        # the last one placed, hence the last edit first.
+        for edit in reversed(edits):
             if isinstance(edit, Capping) or edit.coefficient:
-                handles.append(blocks[edit.layer].register_forward_hook(_edit_hook(edit, blocks[edit.layer])))
+                hook = _edit_hook(edit, blocks[edit.layer])
+                handles.append(blocks[edit.layer].register_forward_hook(hook, prepend=True))
         yield
     finally:
         for handle in handles:

@@ -122,14 +122,23 @@ class _ByHand(_Encoder):
             self._enc, self._b_enc, self._b_dec = weights["W_enc"], weights["b_enc"], weights["b_dec"]
             # A latent may be counted in units of the stream, as if its row of the decoder were of length 1.
             self._scale = weights["W_dec"].norm(dim=-1) if config.get("rescale_acts_by_decoder_norm") else None
+            decoder = weights["W_dec"]
             self._threshold = weights["threshold"] if card.architecture == "jumprelu" else None
             self._k = int(config["k"]) if card.architecture == "topk" else 0
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"its weights cannot be read: {error!r}", path=card.folder) from error
-        if tuple(self._enc.shape) != (card.d_in, card.d_sae):
-            raise InputError(f"its encoder has the shape {tuple(self._enc.shape)}", path=card.folder)
+        shapes = [(self._enc, (card.d_in, card.d_sae)), (decoder, (card.d_sae, card.d_in))]
+        shapes += [(self._b_enc, (card.d_sae,)), (self._b_dec, (card.d_in,))]
+        shapes += [(self._threshold, (card.d_sae,))] if self._threshold is not None else []
+        for found, wanted in shapes:
+            if tuple(found.shape) != wanted:
+                raise InputError(
+                    f"a part of its weights has the shape {tuple(found.shape)}, not {wanted}", path=card.folder
+                )
+        if not 0 <= self._k <= card.d_sae:
+            raise InputError(f"it keeps {self._k} of {card.d_sae} latents", path=card.folder)
         self._subtract = bool(config.get("apply_b_dec_to_input", True))
-        super().__init__(card, weights["W_dec"] if self._scale is None else _unit_rows(weights["W_dec"]))
+        super().__init__(card, decoder if self._scale is None else _unit_rows(decoder))
 
     def _latents(self, states: torch.Tensor) -> torch.Tensor:
         before = (states - self._b_dec if self._subtract else states) @ self._enc + self._b_enc

@@ -2,8 +2,8 @@
 
     g_l = d/dv sum_t log p(y_t)      where v is added after block l at every position of the request
 
-All blocks come from one pass forwards and one back, each request apart. Edits in force are not seen: the gradient is
-that of the unsteered model. Not here: what is made of them (`inference.push`).
+All blocks come from one pass forwards and one back, each request apart. Under edits the gradient is that of
+the model as edited. Not here: what is made of them (`inference.push`).
 """
 
 from __future__ import annotations

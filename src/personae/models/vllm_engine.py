@@ -73,6 +73,8 @@ def start_engine(name: str, folder: Path, device: str, dtype: str) -> tuple[Any,
             raise MissingCapability(
                 f"'{name}' needs the package '{error.name}', which is not installed.", hint=VLLM_INSTALL
             ) from error
+        except (ImportError, RuntimeError, OSError) as error:  # a build for other hardware or another torch
+            raise BackendError(f"vLLM cannot be imported: {first_line(error)}", hint=VLLM_INSTALL) from error
         where = str(current_platform.device_type)
         if device not in ("auto", where):
             raise InvalidSettings(f"--device is '{device}', and this build of vLLM is for '{where}'.")

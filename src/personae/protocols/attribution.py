@@ -209,7 +209,7 @@ def n_left_out(n_rows: int, share: float) -> int:
     Raises:
         InvalidSettings: If that is none, or all.
     """
-    n = round(share * n_rows)
+    n = round(share * n_rows) if 0 < share < 1 else 0
     if not 0 < n < n_rows:
         raise InvalidSettings(f"a share of {share:g} of {n_rows} rows leaves none out, or none over.")
     return n

@@ -75,7 +75,7 @@ def run_pilot(
     half = items.select(traits=[t for t in job.traits if t in items.traits], split="dev")
     asked = MeasureSettings(quick=True)
     before = measure(job.model, half, settings=asked, renderer=job.renderer)
-    after = measure(load_model(record.use, device=device), half, settings=asked)
+    after = measure(load_model(record.use, device=device, dtype=job.model.card.dtype), half, settings=asked)
     changes = [c for c in compare_profiles(before, after) if c.measurable]
     pilot = Pilot(
         tuple(c.trait for c in changes),
@@ -110,7 +110,7 @@ def pilot_steps(plan: TrainingPlan, n_rows: int, share: float = MOST_OF_RUN) -> 
 def pilot_key(job: ForecastJob) -> str:
     """Names everything a pilot depends on: the model, the rows, the plan, the items it is measured on."""
     digest = hashlib.blake2b(digest_size=10)
-    digest.update(json.dumps([job.model.card.digest, job.method, asdict(job.plan)]).encode())
+    digest.update(json.dumps([job.model.card.digest, job.model.card.dtype, job.method, asdict(job.plan)]).encode())
     for episode in (*job.episodes, *(e for t in job.traits for e in job.diagnostics.get(t, ()))):
         digest.update(episode.content_digest + str(episode.weight).encode())
     return digest.hexdigest()

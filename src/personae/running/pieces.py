@@ -2,7 +2,7 @@
 
     name = hash(what it is made of)     piece = arrays, whole or not there (written aside and renamed)
 
-A piece that cannot be read (torn, damaged: every array has a checksum) counts as missing and is made again. Not here:
+A piece that cannot be read (torn, damaged: a checksum stands before it) counts as missing and is made again. Not here:
 what pieces hold, and which of them may go once a run is complete (`instruments.keeping`).
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from personae.errors import StorageError
 from personae.running.store import write_whole
 
 Arrays = dict[str, NDArray[Any]]
+_STAMP = 16  # bytes of checksum
 
 
 class Pieces:
@@ -50,7 +50,7 @@ class Pieces:
         np.savez(body, **made)  # pyright: ignore[reportArgumentType]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, body.getvalue())
+            write_whole(path, _stamp(body.getvalue()) + body.getvalue())
         except OSError as error:
             raise StorageError(
                 f"{path} cannot be written: {error.strerror or error}.",
@@ -82,7 +82,15 @@ def name_of(*parts: object) -> str:
 
 def _read(path: Path) -> Arrays | None:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raw = path.read_bytes()
+    except OSError:
         return None
+    stamp, body = raw[:_STAMP], raw[_STAMP:]
+    if stamp != _stamp(body):
+        return None
+    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def _stamp(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_STAMP).digest()

@@ -27,6 +27,7 @@ from personae.cli.workbench import (
     say,
 )
 from personae.domain.episode import Episode, require_weight
+from personae.errors import InvalidSettings
 from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.forecasting import TrainingPlan
 from personae.instruments.target import Answers, ask_target
@@ -160,6 +161,8 @@ def execute(settings: Settings) -> int:
         chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
     inputs = read_inputs(settings)
     check_forecaster(settings.forecaster, inputs.cast, settings.cast, pilot=settings.pilot)
+    if settings.pilot and (settings.steer or settings.cap):
+        raise InvalidSettings("--pilot trains the model without --steer and --cap.", hint="Leave one of them out.")
     if settings.pilot:
         pilot_steps(plan, max(1, sum(e.weight > 0 for e in inputs.data.episodes)))
     gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
