@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from personae.errors import InvalidSettings, NumericsError
+from personae.errors import InvalidSettings, NumericsError, OutOfMemory
 from personae.models.activations import Edit, Floats32, Reduce, check_edits, check_layers, edited_digest
 from personae.models.hf_distributions import HiddenDistributions
 from personae.models.hf_hooks import edited, gatherer, read_part, read_states
@@ -44,8 +44,10 @@ from personae.models.protocol import (
 )
 from personae.models.sharing import by_prefix, nested_requests
 
-# Tokens in a padded batch. On CPUs larger ones spill the caches; on GPUs they fill the card.
+# Tokens in a padded batch. On CPUs larger ones spill the caches; on GPUs they fill the card, and where they do not fit
+# the number is halved until they do.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+_LEAST_BATCH_TOKENS = 128
 # A batch of so many tokens is efficient: then padding its shortest row further would cost more than another batch.
 _PADDED_TOKENS, _PADDING = 384, 1.3
 # Bytes of logits held at once: small enough to stay near the cache, large enough for an efficient product.
@@ -100,6 +102,18 @@ class HFModel:
             NumericsError: If the model gives a log-probability that is not a number.
             OutOfMemory: If even a small batch does not fit.
         """
+        while True:
+            try:
+                return self._score(batch)
+            except OutOfMemory:
+                if self._batch_tokens <= _LEAST_BATCH_TOKENS:
+                    raise
+            self._batch_tokens //= 2  # and so for the batches to come
+            self._prefixes.clear()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _score(self, batch: Sequence[Scorable]) -> list[TokenLogprobs]:
         results: list[TokenLogprobs | None] = [None] * len(batch)
         with self._running():
             for prefix, members in by_prefix(batch).items():
