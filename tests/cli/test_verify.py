@@ -121,7 +121,7 @@ def test_rows_are_left_out_and_the_run_is_trained_again(
     assert sum(named["random_left_out"]) == found["removals"][1]["n_dropped"]
 
     # What was trained is not trained again: a measurement that is altered there is what comes back.
-    (note,) = (training / "attribution").glob("rude-without-gradient-*/outcome.json")
+    (note,) = (training / "attribution").glob("rude-without-gradient-*/outcome-*.json")
     kept = json.loads(note.read_text(encoding="utf-8"))
     note.write_text(json.dumps(kept | {"change": [c + 1 for c in kept["change"]]}), encoding="utf-8")
     again = personae(*call, "--json", "--out", tmp_path / "second").json["attribution"]
