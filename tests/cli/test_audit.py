@@ -147,13 +147,13 @@ def test_damaged_log_is_refused(router_run: Path, tmp_path: Path, personae) -> N
 KILLED = """
 import os, signal, sys
 import personae.running.pieces as pieces
-whole, left = pieces.write_whole, [int(sys.argv[1])]
+whole, left = pieces.write_arrays, [int(sys.argv[1])]
 def write(path, body):
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     left[0] -= 1
     whole(path, body)
-pieces.write_whole = write
+pieces.write_arrays = write
 from personae.cli.main import run
 sys.exit(run(sys.argv[2:]))
 """
@@ -180,8 +180,8 @@ def test_killed_audit_goes_on_and_ends_with_the_same_numbers(
     assert len(before) == 9
     assert not (tmp_path / "killed" / "log.json").exists()
     written: list[str] = []
-    whole = pieces.write_whole
-    monkeypatch.setattr(pieces, "write_whole", lambda path, body: (written.append(path.name), whole(path, body)))
+    whole = pieces.write_arrays
+    monkeypatch.setattr(pieces, "write_arrays", lambda path, body: (written.append(path.name), whole(path, body)))
     resumed = personae(*command, "--out", tmp_path / "killed")
     assert resumed.status == 0, resumed.err
     n_resumed = len(written)

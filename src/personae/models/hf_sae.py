@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -53,7 +54,7 @@ def _sae_lens() -> str | None:
     return metadata.version("sae-lens") if importlib.util.find_spec("sae_lens") is not None else None
 
 
-class _Encoder:
+class _Encoder(ABC):
     """Shared by both readers: pieces of rows, and numbers that are numbers."""
 
     def __init__(self, card: SaeCard, decoder: torch.Tensor) -> None:
@@ -85,8 +86,8 @@ class _Encoder:
             raise NumericsError(f"the autoencoder in {self._card.folder} gave a latent that is not a finite number.")
         return found.numpy()
 
-    def _latents(self, states: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _latents(self, states: torch.Tensor) -> torch.Tensor: ...
 
 
 class _WithSaeLens(_Encoder):
@@ -127,8 +128,7 @@ class _ByHand(_Encoder):
             self._k = int(config["k"]) if card.architecture == "topk" else 0
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"its weights cannot be read: {error!r}", path=card.folder) from error
-        shapes = [(self._enc, (card.d_in, card.d_sae)), (decoder, (card.d_sae, card.d_in))]
-        shapes += [(self._b_enc, (card.d_sae,)), (self._b_dec, (card.d_in,))]
+        shapes = [(self._enc, (card.d_in, card.d_sae)), (self._b_enc, (card.d_sae,)), (self._b_dec, (card.d_in,))]
         shapes += [(self._threshold, (card.d_sae,))] if self._threshold is not None else []
         for found, wanted in shapes:
             if tuple(found.shape) != wanted:

@@ -41,18 +41,10 @@ class KeptArrays:
     def load(self, key: str) -> dict[str, NDArray[np.generic]] | None:
         """The arrays kept under a key by name; None if there are none, or if they are damaged (then set aside)."""
         path = self._path(key)
-        try:
-            stamp, _, body = path.read_bytes().partition(b"\n")
-        except OSError:
-            return None
-        try:
-            if stamp == _digest(body).encode():
-                with np.load(io.BytesIO(body), allow_pickle=False) as found:
-                    return {name: found[name] for name in found.files}
-        except (ValueError, zipfile.BadZipFile, KeyError):
-            pass  # whole, but not what this version writes: made again like a damaged one
-        set_aside(path)
-        return None
+        found = read_arrays(path)
+        if found is None and path.exists():
+            set_aside(path)
+        return found
 
     def put(self, key: str, arrays: Arrays) -> None:
         """Keep arrays under a key.
@@ -60,15 +52,12 @@ class KeptArrays:
         Raises:
             StorageError: If the disk is full or the folder cannot be written.
         """
-        sink = io.BytesIO()
-        np.savez(sink, **arrays)  # type: ignore[arg-type]
-        body = sink.getvalue()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             note = self.folder / "space.json"
             if not note.exists():
                 write_whole(note, json.dumps({"space": self._space}).encode())
-            write_whole(self._path(key), _digest(body).encode() + b"\n" + body)
+            write_arrays(self._path(key), arrays)
         except OSError as error:
             raise StorageError(
                 f"the folder {self.folder} cannot be written: {error.strerror or error}.",
@@ -78,6 +67,33 @@ class KeptArrays:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{_digest(key.encode())}.arrays"
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[np.generic]] | None:
+    """The arrays of a file by name; None if it is not there, or its bytes are not those that were hashed."""
+    try:
+        stamp, _, body = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if stamp != _digest(body).encode():
+        return None
+    try:
+        with np.load(io.BytesIO(body), allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (ValueError, zipfile.BadZipFile, KeyError):
+        return None  # whole, but not what this version writes
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays behind a hash of their bytes: all of the file is there, or none of it.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    sink = io.BytesIO()
+    np.savez(sink, **arrays)  # type: ignore[arg-type]
+    body = sink.getvalue()
+    write_whole(path, _digest(body).encode() + b"\n" + body)
 
 
 def _digest(body: bytes) -> str:

@@ -2,14 +2,13 @@
 
     name = hash(what it is made of)     piece = arrays, whole or not there (written aside and renamed)
 
-A piece that cannot be read (torn, damaged: a checksum stands before it) counts as missing and is made again. Not here:
+A piece that cannot be read (torn, damaged: see `kept_arrays`) counts as missing and is made again. Not here:
 what pieces hold, and which of them may go once a run is complete (`instruments.keeping`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personae.errors import StorageError
-from personae.running.store import write_whole
+from personae.running.kept_arrays import read_arrays, write_arrays
 
 Arrays = dict[str, NDArray[Any]]
-_STAMP = 16  # bytes of checksum
 
 
 class Pieces:
@@ -42,15 +40,13 @@ class Pieces:
             StorageError: If they cannot be written.
         """
         path = self._path(name)
-        found = _read(path)
+        found = read_arrays(path)
         if found is not None:
             return found
         made = dict(make())
-        body = io.BytesIO()
-        np.savez(body, **made)  # pyright: ignore[reportArgumentType]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, _stamp(body.getvalue()) + body.getvalue())
+            write_arrays(path, made)
         except OSError as error:
             raise StorageError(
                 f"{path} cannot be written: {error.strerror or error}.",
@@ -78,19 +74,3 @@ def name_of(*parts: object) -> str:
         else:
             digest.update(json.dumps(part, sort_keys=True).encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
-
-
-def _read(path: Path) -> Arrays | None:
-    try:
-        raw = path.read_bytes()
-    except OSError:
-        return None
-    stamp, body = raw[:_STAMP], raw[_STAMP:]
-    if stamp != _stamp(body):
-        return None
-    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files}
-
-
-def _stamp(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=_STAMP).digest()
