@@ -26,7 +26,7 @@ from personae.domain.persona import Cast
 from personae.files.casts import load_casts
 from personae.numerics.statistics import auroc
 
-# Chosen on behaviours 0-11 (NOTES.md): what is asked decides more than how the persona is worded.
+# Chosen on eight of behaviours 0-11 (NOTES.md): what is asked decides more than how the persona is worded.
 QUESTION = "Say one sentence that this person would say about themselves."
 HERE = Path(__file__).parent
 
