@@ -185,10 +185,17 @@ class Server:
             if self._stopped.is_set():  # what a closed client raises
                 raise ServerError(f"the server {self.url} is no longer asked.") from error
             raise
+        self._close_if_late(response)
         if response.status_code in _AGAIN:
             said = f"it answered {response.status_code}{self._said(response)}"
             raise _Trouble(said, self._asked_wait(response, wait), response.status_code)
         return read(self._good(response))
+
+    def _close_if_late(self, response: httpx.Response) -> None:
+        """Close a connection that was still being made when the client was closed: its pool no longer knows it."""
+        stream = response.extensions.get("network_stream")
+        if self._stopped.is_set() and stream is not None:
+            stream.close()
 
     def _good(self, response: httpx.Response) -> Json:
         if response.status_code >= 300:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -181,3 +185,45 @@ def test_a_stopped_server_is_asked_no_more() -> None:
     server.stop()
     with pytest.raises(ServerError, match="no longer asked"):
         server.post("/c", {}, dict)
+
+
+class _Polite(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_connection_that_is_made_while_the_server_is_given_up_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting, go, made = threading.Event(), threading.Event(), []
+    connect = socket.create_connection
+
+    def slowly(*where: object, **how: object) -> socket.socket:
+        connecting.set()
+        assert go.wait(10)
+        made.append(connect(*where, **how))  # type: ignore[arg-type]
+        return made[-1]
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Polite) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        server = Server(f"http://127.0.0.1:{listener.server_port}/v1", QUICK)
+        monkeypatch.setattr(socket, "create_connection", slowly)
+
+        def ask() -> None:
+            with contextlib.suppress(ServerError):
+                server.get("/models", lambda answer: answer)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert connecting.wait(10)
+        server.stop()
+        go.set()
+        asking.join(10)
+        listener.shutdown()
+    assert [s.fileno() for s in made] == [-1]
