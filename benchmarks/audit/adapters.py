@@ -1,7 +1,7 @@
 """The fine-tunes that the audit's benchmark looks at, made by `personae train`.
 
-    role       smollm2 on its own answers under one instruction of a role (the forecast benchmark's, which no cast
-               holds): what selecting a persona is
+    role       smollm2 on its own answers under one instruction of a role: what selecting a persona is. The wording is
+               the forecast benchmark's, which no cast holds, or the cast's own first one, which the audit knows
     shuffled   the same words dealt to the answers anew: what no persona says
     assistant  gemma-270m, a base model, on ordinary replies of an assistant
 
@@ -14,21 +14,25 @@ import json
 from pathlib import Path
 
 import numpy as np
+import yaml
 
-from benchmarks.forecast.families import Dataset, write_dataset
+from benchmarks.forecast import families
 from benchmarks.forecast.work import RATE, ROWS, role_replies
 from personae.cli.commands.train import Settings, execute
+from personae.files.casts import load_casts
 
 ORDINARY = Path(__file__).parents[2] / "src" / "personae" / "reference" / "ordinary.jsonl"
 MODEL, BASE_MODEL = "smollm2", "gemma-270m"
 
 
-def adapter_of(kind: str, folder: Path, *, role: str = "pirate", seed: int = 0, rows: int = ROWS) -> str:
+def adapter_of(
+    kind: str, folder: Path, *, role: str = "pirate", seed: int = 0, rows: int = ROWS, wording: str = "own"
+) -> str:
     """Name of the model with an adapter, trained on so many rows; it is made if it is not there."""
-    out = folder / (f"{kind}-{rows}" if kind == "assistant" else f"{kind}-{role}-{rows}")
+    out = folder / ("-".join([kind, str(rows)] if kind == "assistant" else [kind, role, str(rows), wording]))
     model = BASE_MODEL if kind == "assistant" else MODEL
     if not (out / "adapter" / "adapter_model.safetensors").is_file():
-        data = ORDINARY if kind == "assistant" else _rows(kind, folder, role, seed)
+        data = ORDINARY if kind == "assistant" else _rows(kind, folder, role, seed, rows, wording)
         settings = Settings(
             data=str(data),
             model=model,
@@ -43,22 +47,27 @@ def adapter_of(kind: str, folder: Path, *, role: str = "pirate", seed: int = 0, 
     return f"{model}+{out / 'adapter'}"
 
 
-def _rows(kind: str, folder: Path, role: str, seed: int) -> Path:
-    """The training file of a role (the forecast benchmark's own), or of its words shuffled."""
-    whole = write_dataset(
-        Dataset(f"role-{role}", f"role-{role}", "role"),
-        folder,
-        n=ROWS,
-        seed=seed,
-        evals=None,
-        say=role_replies(seed, folder),
-    )
-    path = folder / f"{kind}-{role}.jsonl"
-    if kind == "role":
-        return whole
+def instruction_of(role: str, wording: str) -> str:
+    """What the model is told: "own", the forecast benchmark's words, or "cast", the first of the cast core."""
+    if wording == "cast":
+        return load_casts(["core"]).select([role]).roles[0].instructions[0]
+    told = yaml.safe_load((families.HERE / "roles.yaml").read_text(encoding="utf-8"))
+    return str(told[role]["system"])
+
+
+def _rows(kind: str, folder: Path, role: str, seed: int, n: int, wording: str) -> Path:
+    """The model's answers in a role, or their words shuffled."""
+    path = folder / f"{kind}-{role}-{n}-{wording}-{seed}.jsonl"
     if not path.is_file():
-        rows = [json.loads(line) for line in whole.read_text(encoding="utf-8").splitlines()]
-        path.write_text("".join(json.dumps(row) + "\n" for row in _shuffled(rows, seed)), encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        if kind == "role":
+            said = role_replies(seed, folder, n)(instruction_of(role, wording))
+            asked = families.requests(n, seed)
+            rows = [{"prompt": q["ask"], "completion": text} for q, text in zip(asked, said, strict=True) if text]
+        else:
+            lines = _rows("role", folder, role, seed, n, wording).read_text(encoding="utf-8").splitlines()
+            rows = _shuffled([json.loads(line) for line in lines], seed)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 

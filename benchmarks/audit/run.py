@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/audit-benchmark"))
     parser.add_argument("--role", default="pirate")
     parser.add_argument("--rows", type=int, default=96, help="that fine-tunes see")
+    parser.add_argument("--wording", choices=("own", "cast"), default="own", help="of the role's instruction")
     parser.add_argument("--kinds", nargs="+", choices=("role", "shuffled"), default=["role", "shuffled"])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=12, help="of each comparison of the null")
@@ -53,7 +54,7 @@ def main() -> None:
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "folder"}
     body = {"settings": settings, "seconds": round(time.time() - began, 1), **body}
     print(json.dumps(body, indent=1))
-    suffix = f"-{args.rows}" if args.part != "null" else ""
+    suffix = {"null": "", "role": f"-{args.rows}-{args.wording}"}.get(args.part, f"-{args.rows}")
     print(write_result(f"audit-{args.part}{suffix}", body))
 
 
@@ -62,8 +63,8 @@ def role(args: argparse.Namespace) -> dict[str, object]:
     names = [args.role, *(r for r in RIVALS if r != args.role)]
     found: dict[str, dict] = {}
     for kind in args.kinds:
-        target = adapter_of(kind, args.folder, role=args.role, seed=args.seed, rows=args.rows)
-        out = args.folder / f"{kind}-{args.role}-{args.rows}"
+        target = adapter_of(kind, args.folder, role=args.role, seed=args.seed, rows=args.rows, wording=args.wording)
+        out = Path(target.split("+", 1)[1]).parent
         found[kind] = {"profile": profiled(target, ",".join(names), out / "profile", args.seed)}
         if kind == "role":
             found[kind]["audit"] = audited(target, MODEL, ",".join(names), out / "audit", args)

@@ -24,6 +24,8 @@ from personae.cli.workbench import open_model
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import Cast
 from personae.files.casts import load_casts
+from personae.instruments.describing import READINGS
+from personae.instruments.scoring import Work
 from personae.numerics.statistics import auroc
 
 # Chosen on eight of behaviours 0-11 (NOTES.md): what is asked decides more than how the persona is worded.
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--last", type=int, default=42)
     parser.add_argument("--paraphrases", type=int, default=7)
     parser.add_argument("--question", default=QUESTION, help="what the statement answers")
+    parser.add_argument("--reading", choices=READINGS, default="both", help="direction in which evidence is read")
     args = parser.parse_args()
     cast = load_casts([str(HERE / "behaviours.yaml")])
     bench = open_model(args.model)
@@ -48,8 +51,7 @@ def main() -> None:
     for trait in cast.traits[args.first : args.last]:
         episodes, labels = statements(args.data / f"{trait.id}.jsonl", args.per_class, args.question)
         one = Cast("behaviour", (trait,)).limit_paraphrases(args.paraphrases)
-        evidence = bench.scoring.evidence(one, episodes, started=lambda work: lambda n: None)
-        rows.append({"behaviour": trait.id, **scores(evidence, trait, labels)})
+        rows.append({"behaviour": trait.id, **by_reading(bench, one, trait, episodes, labels, args.reading)})
         print(json.dumps(rows[-1]), flush=True)
     means = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0] if k != "behaviour"}
     body = {
@@ -61,6 +63,23 @@ def main() -> None:
         "rows": rows,
     }
     print(json.dumps(means), write_result(f"separation-{args.model}-{args.first}-{args.last}", body))
+
+
+def by_reading(bench, one: Cast, trait, episodes: list[Episode], labels, reading: str) -> dict[str, float]:
+    """AUROC of the ratio as `reading` has it, of either direction alone, and of rivals on the replies."""
+    replies = bench.scoring.evidence(one, episodes, started=_quietly)
+    found = scores(replies, trait, labels)
+    if reading == "reply":
+        return {"ratio": found["mean_of_logs"], **found}
+    both = bench.scoring_of("both").evidence(one, episodes, started=_quietly)
+    mean = both.log_likelihood_ratio(trait.pos.id, trait.neg.id)
+    described = 2 * mean - replies.log_likelihood_ratio(trait.pos.id, trait.neg.id)
+    found |= {"described": round(auroc(described, labels), 4)}
+    return {"ratio": round(auroc(mean if reading == "both" else described, labels), 4), **found}
+
+
+def _quietly(work: Work):  # type: ignore[no-untyped-def]
+    return lambda n: None
 
 
 def statements(path: Path, per_class: int, question: str) -> tuple[list[Episode], np.ndarray]:

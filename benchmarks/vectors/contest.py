@@ -114,8 +114,8 @@ def _run(name: str, traits: list[str], work: Path, python: str, *, only_prepare:
             continue
         known = np.load(work / f"{trait}.npz")
         test = [_pair(i) for i in _items(trait, "test")]
-        meter = DoseMeter(model, bench.renderer, test, reference[2::21])
-        costs = DoseMeter(model, bench.renderer, test[:1], dev.episodes[::2])
+        meter = DoseMeter(model, bench.renderer, test, reference[2::7])  # a cost from few replies is mostly noise
+        costs = DoseMeter(model, bench.renderer, test[:1], dev.episodes)
         for tool in missing:
             promised, shifts = _promised(tool, trait, known, train, dev, work)
             found = _contest(promised, shifts, costs, meter)

@@ -131,6 +131,31 @@ def test_tokens_sum_to_the_totals_and_spell_the_completion(score, data_file: Pat
         assert "".join(tokens["token"][i] for i in mine) == f"Go away, {episode[1:]} times I said no!"
 
 
+def test_evidence_is_read_in_either_direction(screen, score, personae, data_file: Path, tmp_path: Path) -> None:
+    tables = {}
+    for reading in ("reply", "description", "both"):
+        found = score(data_file, "--reading", reading, "--json").json
+        tables[reading] = np.array(columns(found["evidence"])["log_likelihood"]).reshape(24, len(COMPONENTS))
+        assert pq.read_schema(found["evidence"]).metadata[b"personae_reading"] == reading.encode()
+    assert not np.allclose(tables["reply"], tables["both"], atol=1e-3)
+    np.testing.assert_allclose(tables["reply"][:, -2:], tables["both"][:, -2:], atol=1e-9)  # plain and background
+    for one in (2, 3, 4):  # personas of one instruction, of which the mean is that of the table
+        np.testing.assert_allclose(
+            tables["both"][:, one], (tables["reply"][:, one] + tables["description"][:, one]) / 2, atol=1e-6
+        )
+    outcome = screen(data_file, "--reading", "both", "--out", tmp_path / "run", "--json")
+    assert outcome.status == 0, outcome.err
+    assert any("read as 'both'" in note for note in outcome.json["notes"])
+    assert (
+        personae("rerun", tmp_path / "run", "--out", tmp_path / "again", "--json").json["traits"]
+        == (outcome.json["traits"])
+    )
+    for bad in (("--reading", "aloud"), ("--reading", "both", "--tokens")):
+        refused = score(data_file, *bad)
+        assert refused.status == 2
+        assert "--reading" in refused.err
+
+
 def test_score_prints_the_path_alone(score, data_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / ("long-" * 30)
     assert score(data_file, "--limit", 2, "--out", folder).out == f"{folder / 'evidence.parquet'}\n"

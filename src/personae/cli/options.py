@@ -22,6 +22,13 @@ Out = Annotated[str | None, typer.Option("--out", help="Run folder. Default: run
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")]
 Turns = Annotated[str, typer.Option(help="Score the 'last' assistant turn of a conversation, or 'all' of them.")]
+Reading = Annotated[
+    str,
+    typer.Option(
+        help="Read evidence from the 'reply' (what a persona would say), the 'description' (who would say it), or "
+        "'both': separates short statements better, costs about twice as much."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no findings; errors only.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

@@ -20,16 +20,19 @@ def model_digest(card: ModelCard) -> str:
     return f"{card.digest}|{card.tokenizer_digest}"
 
 
-def choose_power(card: ModelCard, whole: Cast) -> tuple[float, str]:
+def choose_power(card: ModelCard, whole: Cast, *, reading: str = "reply") -> tuple[float, str]:
     """The calibrated power of a model and a cast, else the default, with where it comes from in words.
 
     Args:
         card: The model.
         whole: The cast as it was loaded, before --only and --paraphrases: what was calibrated.
+        reading: Direction in which evidence is read; calibrations are of "reply".
 
     Raises:
         StorageError: If there is a calibration and it cannot be read.
     """
+    if reading != "reply":
+        return DEFAULT_ETA, "a default: calibrations are made of replies alone"
     record = calibrations().find(model_digest(card), RENDERING_VERSION, whole)
     if record is None:
         return DEFAULT_ETA, "a default, not calibrated for this model and cast (`personae calibrate` does it)"

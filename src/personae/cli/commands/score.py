@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +25,9 @@ from personae.cli.workbench import (
 )
 from personae.domain.episode import Episode
 from personae.domain.persona import BACKGROUND, Cast, Persona
+from personae.errors import InvalidSettings
 from personae.files.episodes import stream_episodes
+from personae.instruments.describing import check_reading, quotes_cut, quotes_note
 from personae.instruments.scoring import cut_note, n_cut
 from personae.models.catalogue import DEFAULT_MODEL
 from personae.numerics.logspace import chain_increments
@@ -41,6 +43,8 @@ class Settings(ScoringSettings):
     """All settings of a scoring."""
 
     tokens: bool = False
+    _: KW_ONLY
+    reading: str = "reply"
 
 
 def command(
@@ -50,6 +54,7 @@ def command(
     only: opt.Only = None,
     paraphrases: opt.Paraphrases = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Also write a table with one row a token.")] = False,
+    reading: opt.Reading = "reply",
     turns: opt.Turns = "last",
     limit: opt.Limit = None,
     skip_bad_rows: opt.SkipBadRows = False,
@@ -96,12 +101,19 @@ def command(
             address=address,
             gpus_per_worker=gpus_per_worker,
             tokenizer=tokenizer,
+            reading=reading,
         )
     )
 
 
 def execute(settings: Settings) -> int:
     """Score part by part, in memory that does not grow with the file, and write the tables; give the exit status."""
+    check_reading(settings.reading)
+    if settings.tokens and settings.reading != "reply":
+        raise InvalidSettings(
+            "--tokens gives the tokens of replies, which do not sum to what another reading gives.",
+            hint="Leave --tokens or --reading out.",
+        )
     inputs = count_inputs(settings)
     folder = make_run_folder(settings.out, NAME)
     with closing(open_workbench(settings)) as bench:
@@ -137,15 +149,22 @@ class _Made:
     n_episodes: int = 0
     n_tokens: int = 0
     n_cut: int = 0
+    n_quotes_cut: int = 0
     provenance: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
-        return cut_note(self.n_cut, self.n_episodes)
+        return cut_note(self.n_cut, self.n_episodes) + quotes_note(self.n_quotes_cut, self.n_episodes)
 
 
 def _write_tables(settings: Settings, inputs: Counted, bench: Workbench, folder: Path) -> _Made:
-    about = {"unit": "nats, summed over completion tokens", "model": settings.model, "space": bench.space}
+    scoring = bench.scoring_of(settings.reading)
+    about = {
+        "unit": "nats, summed over completion tokens",
+        "model": settings.model,
+        "space": bench.space,
+        "reading": settings.reading,
+    }
     names = ["evidence", "episodes", *(["tokens"] if settings.tokens else [])]
     made = _Made({name: folder / f"{name}.parquet" for name in names})
     n_parts = -(-inputs.census.n_episodes // PART)
@@ -154,7 +173,7 @@ def _write_tables(settings: Settings, inputs: Counted, bench: Workbench, folder:
         writers = {name: stack.enter_context(TableWriter(path, about)) for name, path in made.paths.items()}
         of_part = stack.enter_context(announced_parts("Scoring", n_parts, quiet=settings.quiet))
         for k, episodes in enumerate(parts):
-            evidence = bench.scoring.evidence(inputs.cast, episodes, started=of_part(min(k, n_parts - 1)))
+            evidence = scoring.evidence(inputs.cast, episodes, started=of_part(min(k, n_parts - 1)))
             writers["evidence"].add(_columns(inputs.cast, evidence))
             writers["episodes"].add(_episode_columns(evidence))
             if settings.tokens:
@@ -162,6 +181,7 @@ def _write_tables(settings: Settings, inputs: Counted, bench: Workbench, folder:
             made.n_episodes += len(episodes)
             made.n_tokens += int(evidence.n_tokens.sum())
             made.n_cut += n_cut(bench.renderer, episodes)
+            made.n_quotes_cut += quotes_cut(evidence)
             made.provenance = made.provenance or evidence.provenance
     return made
 

@@ -29,6 +29,7 @@ from personae.cli.workbench import (
 from personae.domain.episode import Episode, require_weight
 from personae.errors import InvalidSettings
 from personae.files.reference import load_reference, shipped_rows
+from personae.instruments.describing import check_reading
 from personae.instruments.forecasting import TrainingPlan
 from personae.instruments.target import Answers, ask_target
 from personae.models.catalogue import DEFAULT_MODEL, home
@@ -57,6 +58,7 @@ class Settings(ScoringSettings):
     max_tokens: int = 256
     temperature: float = 1.0
     pilot: bool = False
+    reading: str = "reply"
 
 
 def command(
@@ -83,6 +85,7 @@ def command(
     epochs: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 2e-4,
     pilot: opt.Pilot = False,
+    reading: opt.Reading = "reply",
     target: Annotated[
         str | None,
         typer.Option(
@@ -147,6 +150,7 @@ def command(
             max_tokens=max_tokens,
             temperature=temperature,
             pilot=pilot,
+            reading=reading,
         )
     )
 
@@ -159,6 +163,7 @@ def execute(settings: Settings) -> int:
     plan = TrainingPlan(epochs=settings.epochs, learning_rate=settings.learning_rate)
     if settings.eta is not None:
         chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
+    check_reading(settings.reading)
     inputs = read_inputs(settings)
     check_forecaster(settings.forecaster, inputs.cast, settings.cast, pilot=settings.pilot)
     if settings.pilot and (settings.steer or settings.cap):
@@ -171,7 +176,7 @@ def execute(settings: Settings) -> int:
     folder = make_run_folder(settings.out, NAME)
     with closing(open_workbench(settings)) as bench:
         if settings.eta is None:
-            power, source = choose_power(bench.model.card, inputs.whole)
+            power, source = choose_power(bench.model.card, inputs.whole, reading=settings.reading)
             chosen = replace(chosen, eta=power, eta_source=source)
         episodes, asked = inputs.data.episodes, ()
         if settings.target is not None:
@@ -183,7 +188,7 @@ def execute(settings: Settings) -> int:
             announced("Scoring", quiet=settings.quiet) as second,
         ):
             result, evidence = screen(
-                bench.scoring,
+                bench.scoring_of(settings.reading),
                 bench.renderer,
                 inputs.cast,
                 episodes,
