@@ -5,12 +5,13 @@ turns at temperature 1. Half of the conversations of every role, with questions 
 other half tests it, and the reverse, so every conversation is tested once. Resumes: transcripts and scores are
 kept under PERSONAE_HOME.
 
-    python -m benchmarks.attribution.run
+    python -m benchmarks.attribution.run [--max-tokens 64] [--reading both]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ from personae.domain.persona import BACKGROUND, Cast
 from personae.files.casts import load_casts
 from personae.files.openers import load_openers
 from personae.inference.adequacy import adequacy
+from personae.instruments.describing import READINGS, Describing
 from personae.instruments.sampling import Stage
 from personae.instruments.scoring import Scoring, space_of
 from personae.models.catalogue import home
@@ -59,12 +61,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=28)
     parser.add_argument("--paraphrases", type=int, default=2, help="that score; the third speaks")
+    parser.add_argument("--reading", choices=READINGS, default="reply", help="direction in which evidence is read")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     plan = LabelPlan(args.conversations, args.turns, args.max_tokens, seed=args.seed)
-    labelled = label(args.model, cast_of(args.paraphrases), plan, args.paraphrases, args.scored)
+    labelled = label(args.model, cast_of(args.paraphrases), plan, args.paraphrases, args.scored, args.reading)
     body = {"settings": vars(args), **judge(labelled, args)}
-    print(write_result(f"attribution-{args.model}-{args.paraphrases}", body))
+    print(json.dumps(body["bars"]))
+    suffix = "" if args.max_tokens == 28 else f"-{args.max_tokens}-tokens"
+    print(write_result(f"attribution-{args.model}-{args.paraphrases}-{args.reading}{suffix}", body))
 
 
 def cast_of(n_scoring: int) -> Cast:
@@ -74,12 +79,15 @@ def cast_of(n_scoring: int) -> Cast:
     return replace(core, roles=tuple(roles))
 
 
-def label(name: str, cast: Cast, plan: LabelPlan, n_scoring: int, n_scored: int) -> Labelled:
+def label(name: str, cast: Cast, plan: LabelPlan, n_scoring: int, n_scored: int, reading: str) -> Labelled:
     """Labelled conversations of the roles, with progress lines."""
     model = load_model(name)
     renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
     space = space_of(model.card)
-    scoring = Scoring(model, renderer, EvidenceStore(home() / "evidence", space))
+    store = EvidenceStore(home() / "evidence", space)
+    scoring = (
+        Scoring(model, renderer, store) if reading == "reply" else Describing(model, renderer, store, reading=reading)
+    )
     stage = Stage(model, renderer, home() / "transcripts", space)
     scorers, held_out = split_paraphrases(cast, n_scoring)
     written = write_scripts(scorers, held_out, renderer, load_openers(plan.turns), plan)
