@@ -41,6 +41,14 @@ from personae.tables.forecast import Screening
 
 NAME = "screen"
 
+Forecaster = Annotated[
+    str,
+    typer.Option(
+        help="Forecast a training: a forecaster's name, 'none', or 'auto': the best one, where past runs of the "
+        "model give it a scale."
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Settings(ScoringSettings):
@@ -75,13 +83,7 @@ def command(
     ] = None,
     eta: opt.Eta = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = DEFAULT_FDR,
-    forecaster: Annotated[
-        str,
-        typer.Option(
-            help="Forecast a training: a forecaster's name, 'none', or 'auto': the best one, where past runs of the "
-            "model give it a scale."
-        ),
-    ] = AUTO,
+    forecaster: Forecaster = AUTO,
     epochs: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 2e-4,
     pilot: opt.Pilot = False,
