@@ -26,18 +26,27 @@ MODEL, BASE_MODEL = "smollm2", "gemma-270m"
 
 
 def adapter_of(
-    kind: str, folder: Path, *, role: str = "pirate", seed: int = 0, rows: int = ROWS, wording: str = "own"
+    kind: str,
+    folder: Path,
+    *,
+    role: str = "pirate",
+    seed: int = 0,
+    rows: int = ROWS,
+    wording: str = "own",
+    rate: float = RATE["sft"],
+    schedule: str = "constant",
 ) -> str:
     """Name of the model with an adapter, trained on so many rows; it is made if it is not there."""
-    out = folder / ("-".join([kind, str(rows)] if kind == "assistant" else [kind, role, str(rows), wording]))
+    parts = [kind, str(rows)] if kind == "assistant" else [kind, role, str(rows), wording]
+    out = folder / "-".join([*parts, *([] if rate == RATE["sft"] else [f"{rate:g}", schedule])])
     model = BASE_MODEL if kind == "assistant" else MODEL
     if not (out / "adapter" / "adapter_model.safetensors").is_file():
         data = ORDINARY if kind == "assistant" else _rows(kind, folder, role, seed, rows, wording)
         settings = Settings(
             data=str(data),
             model=model,
-            learning_rate=RATE["sft"],
-            schedule="constant",
+            learning_rate=rate,
+            schedule=schedule,
             limit=rows,
             out=str(out),
             seed=seed,

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.audit.adapters import BASE_MODEL, MODEL, adapter_of
+from benchmarks.audit.adapters import BASE_MODEL, MODEL, RATE, adapter_of
 from benchmarks.environment import write_result
 from personae.cli.audit_files import load_log, save_log
 from personae.cli.commands import profile as profile_command
@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--role", default="pirate")
     parser.add_argument("--rows", type=int, default=96, help="that fine-tunes see")
     parser.add_argument("--wording", choices=("own", "cast"), default="own", help="of the role's instruction")
+    parser.add_argument("--learning-rate", type=float, default=RATE["sft"], help="of the role's fine-tune")
+    parser.add_argument("--schedule", default="constant")
     parser.add_argument("--kinds", nargs="+", choices=("role", "shuffled"), default=["role", "shuffled"])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=12, help="of each comparison of the null")
@@ -63,7 +65,16 @@ def role(args: argparse.Namespace) -> dict[str, object]:
     names = [args.role, *(r for r in RIVALS if r != args.role)]
     found: dict[str, dict] = {}
     for kind in args.kinds:
-        target = adapter_of(kind, args.folder, role=args.role, seed=args.seed, rows=args.rows, wording=args.wording)
+        target = adapter_of(
+            kind,
+            args.folder,
+            role=args.role,
+            seed=args.seed,
+            rows=args.rows,
+            wording=args.wording,
+            rate=args.learning_rate,
+            schedule=args.schedule,
+        )
         out = Path(target.split("+", 1)[1]).parent
         found[kind] = {"profile": profiled(target, ",".join(names), out / "profile", args.seed)}
         if kind == "role":
