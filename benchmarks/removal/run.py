@@ -1,10 +1,10 @@
 """Leave the named tenth of a file out, train again, and see how much of the shift is gone.
 
-A tenth of one trait's replies among neutral ones to the same requests (both of the forecast benchmark), or the support
-desk of the examples with a tenth of contemptuous ones (--trait desk, which moves `smollm2` too little to share out); the
-same number of steps whatever is left out. Rows are named by the ratio (`screen`), by the gradient, and at random (several
-draws); measured on the test half of the diagnostic items. What the planted rows induced is the shift with all rows less
-that without any of them.
+A tenth of one trait's replies among neutral ones to the same requests (both of the forecast benchmark), or the
+support desk of the examples with a tenth of contemptuous ones (--trait desk, which moves `smollm2` too little to
+share out); the same number of steps whatever is left out. Rows are named by the ratio (`screen`), by the gradient,
+and at random (several draws); measured on the test half of the diagnostic items. What the planted rows induced is the
+shift with all rows less that without any of them.
 Every training is kept in the work folder, so an interrupted benchmark goes on.
 
     python -m benchmarks.removal.run --work FOLDER
