@@ -35,10 +35,13 @@ def adapter_of(
     wording: str = "own",
     rate: float = RATE["sft"],
     schedule: str = "constant",
+    epochs: float = 1.0,
 ) -> str:
     """Name of the model with an adapter, trained on so many rows; it is made if it is not there."""
     parts = [kind, str(rows)] if kind == "assistant" else [kind, role, str(rows), wording]
-    out = folder / "-".join([*parts, *([] if rate == RATE["sft"] else [f"{rate:g}", schedule])])
+    out = folder / "-".join(
+        [*parts, *([] if rate == RATE["sft"] else [f"{rate:g}", schedule]), *([] if epochs == 1 else [f"{epochs:g}x"])]
+    )
     model = BASE_MODEL if kind == "assistant" else MODEL
     if not (out / "adapter" / "adapter_model.safetensors").is_file():
         data = ORDINARY if kind == "assistant" else _rows(kind, folder, role, seed, rows, wording)
@@ -47,6 +50,7 @@ def adapter_of(
             model=model,
             learning_rate=rate,
             schedule=schedule,
+            epochs=epochs,
             limit=rows,
             out=str(out),
             seed=seed,

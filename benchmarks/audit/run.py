@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--wording", choices=("own", "cast"), default="own", help="of the role's instruction")
     parser.add_argument("--learning-rate", type=float, default=RATE["sft"], help="of the role's fine-tune")
     parser.add_argument("--schedule", default="constant")
+    parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--kinds", nargs="+", choices=("role", "shuffled"), default=["role", "shuffled"])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=12, help="of each comparison of the null")
@@ -74,6 +75,7 @@ def role(args: argparse.Namespace) -> dict[str, object]:
             wording=args.wording,
             rate=args.learning_rate,
             schedule=args.schedule,
+            epochs=args.epochs,
         )
         out = Path(target.split("+", 1)[1]).parent
         found[kind] = {"profile": profiled(target, ",".join(names), out / "profile", args.seed)}

@@ -51,11 +51,16 @@ def main() -> None:
     parser.add_argument("--traits", nargs="+", help="only cells of these traits, for readers of some traits only")
     parser.add_argument("--needs", help="only runs whose file was read by this forecaster")
     parser.add_argument("--folder", type=Path, help="the benchmark's folder, for the null of random directions")
+    parser.add_argument("--null-only", action="store_true", help="only the null of random directions")
     args = parser.parse_args()
     runs = past_runs(model=args.model, dose=args.dose or None)
     runs = [r for r in runs if args.needs is None or args.needs in r.readings]
     if args.traits:
         runs = [_on(r, args.traits) for r in runs]
+    if args.null_only:
+        found = directions_null(args.folder, runs)
+        print(json.dumps(found), write_result(f"forecast-{args.model}-{args.dose or 'all'}-directions", found))
+        return
     names = [
         n
         for n in args.names

@@ -52,6 +52,7 @@ from personae.protocols.vector_material import choose_questions, contrasts
 
 TRAITS = (
     "contemptuous", "formal", "optimistic", "servile", "archaic_voice", "reckless", "emotionally_expressive", "anxious",
+    "malicious", "sycophantic", "power_seeking", "sarcastic",
 )  # fmt: skip
 COST = 0.1
 INSTRUCTIONS, QUESTIONS = 2, 20
