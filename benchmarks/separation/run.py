@@ -3,9 +3,11 @@
 For each behaviour of a folder of model-written evaluations (Perez et al. 2022, arXiv 2212.09251), every
 statement is scored as the reply to one neutral question under both poles of `behaviours.yaml`, whose
 instructions were written from the behaviour's name alone. Behaviours 0-11 of that file were used to choose
-how paraphrases combine; the default here are the ones after them, which were not looked at.
+how paraphrases combine, 36-41 to see that reading in both directions helps; no choice was made on 12-35.
 
-    python -m benchmarks.separation.run --model smollm2 --data FOLDER
+    python -m benchmarks.separation.run --model smollm2 --data FOLDER [--first 12 --last 36] [--reading reply]
+
+`ratio` is the reading asked for, `mean_of_logs` the replies' own, `described` the descriptions'.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def main() -> None:
         "seconds": round(time.time() - started),
         "rows": rows,
     }
-    print(json.dumps(means), write_result(f"separation-{args.model}-{args.first}-{args.last}", body))
+    name = f"separation-{args.model}-{args.first}-{args.last}" + ("" if args.reading == "both" else f"-{args.reading}")
+    print(json.dumps(means), write_result(name, body))
 
 
 def by_reading(bench, one: Cast, trait, episodes: list[Episode], labels, reading: str) -> dict[str, float]:

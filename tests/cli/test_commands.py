@@ -131,11 +131,12 @@ def test_tokens_sum_to_the_totals_and_spell_the_completion(score, data_file: Pat
         assert "".join(tokens["token"][i] for i in mine) == f"Go away, {episode[1:]} times I said no!"
 
 
-def test_evidence_is_read_in_either_direction(screen, score, personae, data_file: Path, tmp_path: Path) -> None:
-    tables = {}
+def test_evidence_is_read_in_either_direction(score, personae, data_file: Path, tmp_path: Path) -> None:
+    tables, ratios = {}, {}
     for reading in ("reply", "description", "both"):
-        found = score(data_file, "--reading", reading, "--json").json
+        found = score(data_file, "--reading", reading, "--out", tmp_path / reading, "--json").json
         tables[reading] = np.array(columns(found["evidence"])["log_likelihood"]).reshape(24, len(COMPONENTS))
+        ratios[reading] = columns(found["ratios"])
         assert pq.read_schema(found["evidence"]).metadata[b"personae_reading"] == reading.encode()
     assert not np.allclose(tables["reply"], tables["both"], atol=1e-3)
     np.testing.assert_allclose(tables["reply"][:, -2:], tables["both"][:, -2:], atol=1e-9)  # plain and background
@@ -143,13 +144,14 @@ def test_evidence_is_read_in_either_direction(screen, score, personae, data_file
         np.testing.assert_allclose(
             tables["both"][:, one], (tables["reply"][:, one] + tables["description"][:, one]) / 2, atol=1e-6
         )
-    outcome = screen(data_file, "--reading", "both", "--out", tmp_path / "run", "--json")
-    assert outcome.status == 0, outcome.err
-    assert any("read as 'both'" in note for note in outcome.json["notes"])
-    assert (
-        personae("rerun", tmp_path / "run", "--out", tmp_path / "again", "--json").json["traits"]
-        == (outcome.json["traits"])
-    )
+    assert ratios["both"]["trait"][:2] == TRAITS
+    terse = np.array(ratios["both"]["llr"]).reshape(24, 2)[:, 1]
+    np.testing.assert_allclose(terse, tables["both"][:, 2] - tables["both"][:, 3], atol=1e-9)
+    again = personae("rerun", tmp_path / "both", "--out", tmp_path / "again", "--json").json
+    assert columns(again["ratios"]) == ratios["both"]
+    inferred = personae("infer", tmp_path / "both", "--json").json
+    assert inferred["reading"] == "both"
+    assert "replies alone" in inferred["eta_source"]
     for bad in (("--reading", "aloud"), ("--reading", "both", "--tokens")):
         refused = score(data_file, *bad)
         assert refused.status == 2
@@ -178,7 +180,7 @@ def test_the_gate_sets_the_exit_status_and_says_why(
 
 
 def without_places(found: dict) -> dict:
-    return {k: v for k, v in found.items() if k not in ("report", "run", "evidence", "tokens")}
+    return {k: v for k, v in found.items() if k not in ("report", "run", "evidence", "ratios", "tokens")}
 
 
 def test_rerun_gives_the_same_numbers(screen, personae, data_file: Path, tmp_path: Path) -> None:

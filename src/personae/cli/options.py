@@ -26,7 +26,7 @@ Reading = Annotated[
     str,
     typer.Option(
         help="Read evidence from the 'reply' (what a persona would say), the 'description' (who would say it), or "
-        "'both': separates short statements better, costs about twice as much."
+        "'both': separates short statements better, at two to three times the cost."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")]

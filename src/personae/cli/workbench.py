@@ -278,10 +278,10 @@ def announced(label: str, *, quiet: bool) -> Iterator[Callable[[Work], Callable[
 
 @contextmanager
 def announced_parts(
-    label: str, n_parts: int, *, quiet: bool
+    label: str, n_parts: int, *, quiet: bool, passes: int = 1
 ) -> Iterator[Callable[[int], Callable[[Work], Callable[[int], None]]]]:
-    """Give a `started` callback for each part (by its place), all of which share one bar."""
-    with parts_bar(label, n_parts, quiet=quiet) as begin:
+    """Give a `started` callback for each part (by its place), called `passes` times; all parts share one bar."""
+    with parts_bar(label, n_parts * passes, quiet=quiet) as begin:
 
         def of_part(k: int) -> Callable[[Work], Callable[[int], None]]:
             where = "" if n_parts == 1 else f" (part {k + 1} of {n_parts})"

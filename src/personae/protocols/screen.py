@@ -22,7 +22,6 @@ from personae.domain.persona import BACKGROUND, Cast, Trait
 from personae.errors import InvalidSettings
 from personae.inference.mixture import DEFAULT_ETA, fit_mixture, sum_by_group
 from personae.inference.shift import Ratios, Shifts, trait_shifts
-from personae.instruments.describing import quotes_cut, quotes_note
 from personae.instruments.scoring import Scoring, Work, cut_note, n_cut
 from personae.models.rendering import Renderer
 from personae.tables.evidence import Evidence
@@ -268,12 +267,6 @@ def _warnings(evidence: Evidence, episodes: Sequence[Episode]) -> list[str]:
             f"The noise floor of this arithmetic is {noise:.2g} nats a completion: smaller ratios mean nothing "
             "(float32 is the remedy)."
         )
-    if "reading" in evidence.provenance:
-        notes.append(
-            f"Evidence was read as '{evidence.provenance['reading']}' (--reading); words are coloured by the replies "
-            "alone, so they do not sum to a row's ratio."
-        )
-    notes += quotes_note(quotes_cut(evidence), len(episodes))
     documents = sum(e.is_document for e in episodes)
     if documents:
         notes.append(f"{documents} episodes are documents; the null comes from replies, so their flags are rough.")

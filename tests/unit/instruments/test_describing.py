@@ -12,7 +12,7 @@ from personae.domain.episode import Episode, Turn
 from personae.domain.persona import BACKGROUND, PLAIN, Cast, Persona, Trait
 from personae.errors import ContextOverflow, InvalidSettings
 from personae.instruments import scoring as scoring_module
-from personae.instruments.describing import ASK, Describing, quoted, quotes_cut
+from personae.instruments.describing import ASK, Describing, quoted, quoted_context, quotes_cut
 from personae.instruments.scoring import Scoring, Work, space_of
 from personae.models.hf import HFModel
 from personae.models.protocol import LanguageModel, Scorable, TokenLogprobs
@@ -127,7 +127,7 @@ def test_both_is_the_mean_and_nothing_is_paid_twice(tiny_models: dict[str, HFMod
     model, works = tiny_models["gemma2"], []
     reply = scored(model, tmp_path, "reply")
     described = scored(model, tmp_path, "description", works=works)
-    assert [w.n_pairs > 0 for w in works] == [False, True], "replies were known, descriptions were not"
+    assert [w.n_pairs > 0 for w in works] == [True, False], "replies were known, descriptions were not"
     works.clear()
     both = scored(model, tmp_path, "both", works=works)
     assert [w.n_pairs for w in works] == [0, 0]
@@ -135,11 +135,45 @@ def test_both_is_the_mean_and_nothing_is_paid_twice(tiny_models: dict[str, HFMod
     np.testing.assert_allclose(both.frame_log_likelihood, mean, rtol=0, atol=1e-9)
 
 
-def test_what_was_said_is_quoted_with_what_was_asked() -> None:
+def test_what_was_said_is_quoted_with_what_went_before() -> None:
     asked = (Turn("system", "Be brief."), Turn("user", "Who?"), Turn("assistant", "Me."), Turn("user", " And he? "))
-    assert quoted(Episode("a", asked, " Nobody. ")) == 'Someone was asked: "And he?" They said: "Nobody."'
-    assert quoted(Episode("b", (), "Nobody.")) == 'Someone said: "Nobody."'
-    assert quoted(Episode("c", (), "Nobody.", is_document=True)) == 'Someone wrote: "Nobody."'
+    episode = Episode("a", asked, "...")
+    assert quoted(episode, " Nobody. ") == 'They said: "Nobody."'
+    assert quoted_context(episode) == (
+        'Someone was told: "Be brief." They were asked: "Who?" They said: "Me." They were asked: "And he?"'
+    )
+    assert (quoted(Episode("b", (), "."), "Nobody."), quoted_context(Episode("b", (), "."))) == (
+        'Someone said: "Nobody."',
+        "",
+    )
+    document = Episode("c", (), "Nobody.", is_document=True)
+    assert (quoted(document, "Nobody."), quoted_context(document)) == ('Someone wrote: "Nobody."', "")
+
+
+def test_what_the_question_alone_says_of_the_speaker_is_taken_off(
+    tiny_models: dict[str, HFModel], tmp_path: Path
+) -> None:
+    """log p(instruction | x, y) - log p(instruction | x): the model's own numbers, each asked for alone."""
+    model = tiny_models["qwen3"]
+    renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
+    store = EvidenceStore(tmp_path, space_of(model.card))
+    both = [EPISODES[0], Episode("other", (Turn("user", "Say hello."),), SAID[0])]
+    reply = Scoring(model, renderer, store).evidence(CAST, both, started=lambda w: lambda n: None)
+    found = Describing(model, renderer, store, reading="description").evidence(
+        CAST, both, started=lambda w: lambda n: None
+    )
+    plain = reply.frame_log_likelihood[reply.frames_of(PLAIN)][0]
+    for i, asked in enumerate(("What is it?", "Say hello.")):
+        before = f'Someone was asked: "{asked}"'
+        at = [
+            renderer.render(
+                renderer.frames(Persona("q", (text,)))[0], Episode("i", (Turn("user", ASK),), "You are a pirate.")
+            )
+            for text in (f'{before} They said: "{SAID[0]}"', before)
+        ]
+        after, prior = (r.log_likelihood for r in model.score(at))
+        (row,) = found.frames_of("pirate")
+        assert found.frame_log_likelihood[row, i] == pytest.approx(plain[i] + after - prior, abs=1e-3)
 
 
 def test_a_row_cannot_end_its_own_quotation(tiny_models: dict[str, HFModel], tmp_path: Path) -> None:
@@ -163,16 +197,42 @@ def test_a_row_cannot_end_its_own_quotation(tiny_models: dict[str, HFModel], tmp
 
 
 def test_a_long_row_is_quoted_in_part_and_counted(tiny_models: dict[str, HFModel], tmp_path: Path) -> None:
-    model = tiny_models["llama"]
-    long = Episode("long", (Turn("user", "Well?"),), "Hello! " * 30)
+    """Of a row that does not fit the end of what went before is left, and the reply."""
+    model, seen = tiny_models["llama"], []
+
+    class Watching(CoherentReader):
+        def score(self, batch: Sequence[Scorable]) -> list[TokenLogprobs]:
+            seen.extend(model.tokenizer.decode(item.token_ids) for item in batch)
+            return model.score(batch)
+
     renderer = Renderer(model.tokenizer, context_length=model.card.context_length, truncate=True)
     store = EvidenceStore(tmp_path, space_of(model.card))
-    made = Describing(model, renderer, store, reading="description")
+    made = Describing(Watching(model), renderer, store, reading="description")
+    long = Episode("long", (Turn("user", "Hello! " * 40 + "Well?"),), "My order has not arrived.")
     found = made.evidence(CAST, [*EPISODES, long], started=lambda w: lambda n: None)
     assert quotes_cut(found) == 1
+    about = [text for text in seen if ASK in text and "Well?" in text]
+    assert all(text.count("Hello!") < 40 for text in about)
+    assert any('Well?" They said: "My order has not arrived."' in text for text in about)
     wordy = Cast("wordy", roles=(Persona("wordy", ("You are kind and patient. " * 12,)),))
     with pytest.raises(ContextOverflow, match="no room"):
         made.evidence(wordy, [Episode("s", (), "Hi.")], started=lambda w: lambda n: None)
+
+
+def test_what_is_impossible_either_way_is_no_evidence(tiny_models: dict[str, HFModel], tmp_path: Path) -> None:
+    class Refusing(CoherentReader):
+        def _one(self, item: Scorable) -> TokenLogprobs:
+            found = super()._one(item)
+            last = self.tokenizer.decode(item.token_ids[item.start :])
+            context = self.tokenizer.decode(item.token_ids[: item.start])
+            if ASK in context and last == TOLD[0]:
+                found.log_probs[0] = -np.inf
+            return found
+
+    model = Refusing(tiny_models["llama"])
+    reply, both = (scored(model, tmp_path, r) for r in ("reply", "both"))
+    plain = reply.frame_log_likelihood[reply.frames_of(PLAIN)][0]
+    np.testing.assert_allclose(both.frame_log_likelihood[0], (reply.frame_log_likelihood[0] + plain) / 2)
 
 
 def test_an_unknown_reading_is_refused(tiny_models: dict[str, HFModel], tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class _Scored:
     whole: Cast
     card: ModelCard
     record: Mapping[str, object]
+    reading: str
 
 
 def command(
@@ -52,7 +53,11 @@ def command(
         raise InvalidSettings(f"--eta is {eta:g}; it must be above 0 and at most 10.")
     folder = Path(run)
     scored = _read(folder)
-    power, source = (eta, "given with --eta") if eta is not None else choose_power(scored.card, scored.whole)
+    power, source = (
+        (eta, "given with --eta")
+        if eta is not None
+        else choose_power(scored.card, scored.whole, reading=scored.reading)
+    )
     evidence = scored.evidence
     if not evidence.weight.any():
         raise InvalidSettings("every episode has weight 0: there is nothing to infer from.")
@@ -63,6 +68,7 @@ def command(
         "run": str(folder),
         "model": scored.card.name,
         "cast": scored.cast.id,
+        "reading": scored.reading,
         "n_episodes": len(evidence.weight),
         "n_conversations": fit.n_groups,
         "n_tokens": int(evidence.n_tokens.sum()),
@@ -107,7 +113,7 @@ def _read(folder: Path) -> _Scored:
             f"the cast '{cast.id}' is not the one {folder} was scored with: its personas differ.",
             hint="The cast's file has changed since, or is another one; score again.",
         )
-    return _Scored(evidence, cast, whole, card, record)
+    return _Scored(evidence, cast, whole, card, record, str(settings.get("reading", "reply")))
 
 
 def _print(summary: Mapping[str, object]) -> None:
@@ -117,6 +123,8 @@ def _print(summary: Mapping[str, object]) -> None:
     console.print(
         Text(f"{summary['n_conversations']:,} conversations, eta {summary['eta']:.3g} ({summary['eta_source']})")
     )
+    if summary["reading"] != "reply":
+        console.print(Text(f"Evidence was read as '{summary['reading']}'."))
     for row in rows[:12]:
         low, high = row["ci"]
         console.print(Text(f"  {clean(row['label'])[:40]:<40} {row['weight']:6.1%}   {low:.1%} to {high:.1%}"))

@@ -159,23 +159,27 @@ class _Made:
 
 def _write_tables(settings: Settings, inputs: Counted, bench: Workbench, folder: Path) -> _Made:
     scoring = bench.scoring_of(settings.reading)
+    passes = 1 if settings.reading == "reply" else 2
     about = {
         "unit": "nats, summed over completion tokens",
         "model": settings.model,
         "space": bench.space,
         "reading": settings.reading,
     }
-    names = ["evidence", "episodes", *(["tokens"] if settings.tokens else [])]
+    ratios = ["ratios"] if inputs.cast.traits else []
+    names = ["evidence", "episodes", *ratios, *(["tokens"] if settings.tokens else [])]
     made = _Made({name: folder / f"{name}.parquet" for name in names})
     n_parts = -(-inputs.census.n_episodes // PART)
     parts = stream_episodes(settings.data, part=PART, turns=settings.turns, limit=settings.limit)
     with ExitStack() as stack:
         writers = {name: stack.enter_context(TableWriter(path, about)) for name, path in made.paths.items()}
-        of_part = stack.enter_context(announced_parts("Scoring", n_parts, quiet=settings.quiet))
+        of_part = stack.enter_context(announced_parts("Scoring", n_parts, quiet=settings.quiet, passes=passes))
         for k, episodes in enumerate(parts):
             evidence = scoring.evidence(inputs.cast, episodes, started=of_part(min(k, n_parts - 1)))
             writers["evidence"].add(_columns(inputs.cast, evidence))
             writers["episodes"].add(_episode_columns(evidence))
+            if ratios:
+                writers["ratios"].add(_ratio_columns(inputs.cast, evidence))
             if settings.tokens:
                 writers["tokens"].add(_token_columns(bench, inputs.cast, episodes))
             made.n_episodes += len(episodes)
@@ -183,6 +187,8 @@ def _write_tables(settings: Settings, inputs: Counted, bench: Workbench, folder:
             made.n_cut += n_cut(bench.renderer, episodes)
             made.n_quotes_cut += quotes_cut(evidence)
             made.provenance = made.provenance or evidence.provenance
+    if settings.reading != "reply":
+        made.provenance = {**made.provenance, "quotes_cut": made.n_quotes_cut}
     return made
 
 
@@ -196,6 +202,17 @@ def _columns(cast: Cast, evidence: Evidence) -> dict[str, pa.Array]:
         "persona": pa.array(components).take(pa.array(np.tile(np.arange(k), n))),
         "n_tokens": pa.array(np.repeat(evidence.n_tokens, k)),
         "log_likelihood": pa.array(table.ravel()),
+    }
+
+
+def _ratio_columns(cast: Cast, evidence: Evidence) -> dict[str, pa.Array]:
+    """One row an episode and trait: the ratio of its poles, mean over paraphrases, nats."""
+    ratios = np.stack([evidence.log_likelihood_ratio(t.pos.id, t.neg.id) for t in cast.traits], axis=1)
+    n, k = ratios.shape
+    return {
+        "episode": pa.array(evidence.episodes).take(pa.array(np.repeat(np.arange(n), k))),
+        "trait": pa.array([t.id for t in cast.traits]).take(pa.array(np.tile(np.arange(k), n))),
+        "llr": pa.array(ratios.ravel()),
     }
 
 

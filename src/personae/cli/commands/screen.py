@@ -29,7 +29,6 @@ from personae.cli.workbench import (
 from personae.domain.episode import Episode, require_weight
 from personae.errors import InvalidSettings
 from personae.files.reference import load_reference, shipped_rows
-from personae.instruments.describing import check_reading
 from personae.instruments.forecasting import TrainingPlan
 from personae.instruments.target import Answers, ask_target
 from personae.models.catalogue import DEFAULT_MODEL, home
@@ -40,14 +39,6 @@ from personae.running.run import make_run_folder, provenance, write_json, write_
 from personae.tables.forecast import Screening
 
 NAME = "screen"
-
-Forecaster = Annotated[
-    str,
-    typer.Option(
-        help="Forecast a training: a forecaster's name, 'none', or 'auto': the best one, where past runs of the "
-        "model give it a scale."
-    ),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +57,6 @@ class Settings(ScoringSettings):
     max_tokens: int = 256
     temperature: float = 1.0
     pilot: bool = False
-    reading: str = "reply"
 
 
 def command(
@@ -83,11 +73,16 @@ def command(
     ] = None,
     eta: opt.Eta = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = DEFAULT_FDR,
-    forecaster: Forecaster = AUTO,
+    forecaster: Annotated[
+        str,
+        typer.Option(
+            help="Forecast a training: a forecaster's name, 'none', or 'auto': the best one, where past runs of the "
+            "model give it a scale."
+        ),
+    ] = AUTO,
     epochs: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 2e-4,
     pilot: opt.Pilot = False,
-    reading: opt.Reading = "reply",
     target: Annotated[
         str | None,
         typer.Option(
@@ -152,7 +147,6 @@ def command(
             max_tokens=max_tokens,
             temperature=temperature,
             pilot=pilot,
-            reading=reading,
         )
     )
 
@@ -165,7 +159,6 @@ def execute(settings: Settings) -> int:
     plan = TrainingPlan(epochs=settings.epochs, learning_rate=settings.learning_rate)
     if settings.eta is not None:
         chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
-    check_reading(settings.reading)
     inputs = read_inputs(settings)
     check_forecaster(settings.forecaster, inputs.cast, settings.cast, pilot=settings.pilot)
     if settings.pilot and (settings.steer or settings.cap):
@@ -178,7 +171,7 @@ def execute(settings: Settings) -> int:
     folder = make_run_folder(settings.out, NAME)
     with closing(open_workbench(settings)) as bench:
         if settings.eta is None:
-            power, source = choose_power(bench.model.card, inputs.whole, reading=settings.reading)
+            power, source = choose_power(bench.model.card, inputs.whole)
             chosen = replace(chosen, eta=power, eta_source=source)
         episodes, asked = inputs.data.episodes, ()
         if settings.target is not None:
@@ -190,7 +183,7 @@ def execute(settings: Settings) -> int:
             announced("Scoring", quiet=settings.quiet) as second,
         ):
             result, evidence = screen(
-                bench.scoring_of(settings.reading),
+                bench.scoring,
                 bench.renderer,
                 inputs.cast,
                 episodes,
