@@ -434,7 +434,7 @@ def test_ctrl_c_keeps_what_was_scored_and_the_same_command_goes_on(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, ""), err
-    assert "error: interrupted.\nNothing already scored is lost: the same command goes on from here.\n" in err
+    assert "error: interrupted.\nWhat was done is kept: the same command goes on from here.\n" in err
     assert "Traceback" not in err
     assert not (tmp_path / "halves" / "evidence.parquet").exists()
     done = sum(pq.read_metadata(p).num_rows for p in pieces(home))

@@ -217,7 +217,7 @@ def test_cast_and_reference_of_another_language_are_refused_with_what_to_pass(
         outcome = personae("screen", rows, "--model", "world:tiny/exact", *extra, "--out", tmp_path / "r")
         assert outcome.status == 2
         assert "closed vocabulary" in outcome.err
-        assert "--cast and --reference" in outcome.err
+        assert "pass --cast, and to `screen` --reference" in outcome.err
 
 
 def test_damaged_models_and_states(personae, own_home: Path, micro: Path) -> None:

@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> int:
         _complain(str(error), error.hint)
         return error.exit_status
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted.", "Nothing already scored is lost: the same command goes on from here.")
+        _complain("interrupted.", "What was done is kept: the same command goes on from here.")
         return _INTERRUPTED
     except SystemExit:
         return 141  # how the parser ends when the reader of our output has left; 0 would hide a gate, 1 invent one

@@ -26,7 +26,7 @@ from personae.domain.persona import PLAIN, Cast, Persona
 from personae.errors import ContextOverflow, InvalidSettings
 from personae.instruments.scoring import Scoring, Work, cast_frames
 from personae.models.chat_template import place_of
-from personae.models.protocol import LanguageModel
+from personae.models.protocol import KnowsPhrases, LanguageModel
 from personae.models.rendering import BASE_STYLES, Frame, Renderer
 from personae.running.store import EvidenceStore
 from personae.tables.evidence import Evidence
@@ -72,12 +72,17 @@ class Describing(Scoring):
         reading: "description" or "both"; "reply" is `Scoring`.
 
     Raises:
-        InvalidSettings: If there is no such reading.
+        InvalidSettings: If there is no such reading, or the model's vocabulary is closed.
     """
 
     def __init__(self, model: LanguageModel, renderer: Renderer, store: EvidenceStore, *, reading: str) -> None:
         check_reading(reading)
         assert reading != "reply"
+        if isinstance(model.tokenizer, KnowsPhrases) and model.tokenizer.phrases is not None:
+            raise InvalidSettings(
+                f"{model.card.name} knows the words of its world alone and cannot be asked who speaks.",
+                hint="Use --reading reply.",
+            )
         super().__init__(model, renderer, store)
         self._reading = reading
         # A renderer of its own: the longest frame, which decides what is cut, is another one here.

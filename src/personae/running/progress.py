@@ -1,4 +1,4 @@
-"""Progress on standard error: rate and time left, only where somebody watches.
+"""Progress on standard error: a bar with rate and time left on a terminal, a line now and then elsewhere.
 
 Not here: standard output, which belongs to results.
 """
@@ -17,6 +17,7 @@ from rich.text import Text
 Advance = Callable[[int], None]
 OnStep = Callable[[int, float], None]
 _LINES = 10
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Rate(ProgressColumn):
@@ -41,11 +42,39 @@ def _bar(unit: str) -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=False, speed_estimate_period=60)
 
 
+class _Lines:
+    """What is written where no bar can be drawn: how far it is, every half minute."""
+
+    def __init__(self, label: str, unit: str) -> None:
+        self._label, self._unit = label, unit
+
+    def begin(self, total: int) -> Advance:
+        """Count a work of so many units from nothing."""
+        begun = told = time.monotonic()
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done, told
+            done += amount
+            now = time.monotonic()
+            if now - told < _SECONDS_BETWEEN_LINES or not done:
+                return
+            told = now
+            left = (now - begun) / done * max(0, total - done)
+            share = f"{done:,} of {total:,} {self._unit}"
+            print(f"{self._label}: {share}, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+        return advance
+
+
 @contextmanager
 def progress_bar(label: str, total: int, *, quiet: bool, unit: str = "tokens") -> Iterator[Advance]:
     """Give a function that takes the number of units done since its last call."""
-    if quiet or total == 0 or not sys.stderr.isatty():
+    if quiet or total == 0:
         yield lambda amount: None
+        return
+    if not sys.stderr.isatty():
+        yield _Lines(label, unit).begin(total)
         return
     with _bar(unit) as progress:
         task = progress.add_task(label, total=total)
@@ -58,8 +87,11 @@ def parts_bar(label: str, n_parts: int, *, quiet: bool, unit: str = "tokens") ->
 
     The parts to come are taken to be as large as the one at hand.
     """
-    if quiet or not sys.stderr.isatty():
+    if quiet:
         yield lambda units: lambda amount: None
+        return
+    if not sys.stderr.isatty():
+        yield _Lines(label, unit).begin
         return
     with _bar(unit) as progress:
         task = progress.add_task(label, total=None)

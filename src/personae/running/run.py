@@ -176,6 +176,12 @@ def read_run(folder: Path) -> dict[str, object]:
         InputError: If there is none or it cannot be read.
     """
     path = folder / "run.json"
+    if folder.is_dir() and not path.exists():
+        raise InputError(
+            "no readable run.json: nothing in this folder has come to its end",
+            path=str(path),
+            hint="Repeat the command that was to write here, or name the folder of a finished run.",
+        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -124,7 +124,7 @@ class Language:
 
 CLOSED_HINT = (
     "A world's model knows the words of its world and no others. `personae world make NAME` writes a cast.yaml, a "
-    "reference.jsonl and examples in them: pass --cast and --reference."
+    "reference.jsonl and examples in them: pass --cast, and to `screen` --reference."
 )
 
 

@@ -15,6 +15,7 @@ from personae.instruments import scoring as scoring_module
 from personae.instruments.describing import ASK, Describing, quoted, quoted_context, quotes_cut
 from personae.instruments.scoring import Scoring, Work, space_of
 from personae.models.hf import HFModel
+from personae.models.load import load_model
 from personae.models.protocol import LanguageModel, Scorable, TokenLogprobs
 from personae.models.rendering import Renderer
 from personae.running.store import EvidenceStore
@@ -238,3 +239,11 @@ def test_what_is_impossible_either_way_is_no_evidence(tiny_models: dict[str, HFM
 def test_an_unknown_reading_is_refused(tiny_models: dict[str, HFModel], tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="reply, description, both"):
         scored(tiny_models["llama"], tmp_path, "aloud")
+
+
+def test_a_closed_vocabulary_is_not_asked(tmp_path: Path) -> None:
+    model = load_model("world:tiny/exact")
+    renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
+    with pytest.raises(InvalidSettings, match="the words of its world alone") as refused:
+        Describing(model, renderer, EvidenceStore(tmp_path, space_of(model.card)), reading="both")
+    assert "--reading reply" in refused.value.hint
