@@ -23,9 +23,9 @@ from personae.domain.persona import BACKGROUND, Cast
 from personae.files.casts import load_casts
 from personae.files.openers import load_openers
 from personae.inference.adequacy import adequacy
-from personae.instruments.describing import READINGS, Describing
+from personae.instruments.describing import READINGS, scoring_of
 from personae.instruments.sampling import Stage
-from personae.instruments.scoring import Scoring, space_of
+from personae.instruments.scoring import space_of
 from personae.models.catalogue import home
 from personae.models.load import load_model
 from personae.models.rendering import Renderer
@@ -84,10 +84,7 @@ def label(name: str, cast: Cast, plan: LabelPlan, n_scoring: int, n_scored: int,
     model = load_model(name)
     renderer = Renderer(model.tokenizer, context_length=model.card.context_length)
     space = space_of(model.card)
-    store = EvidenceStore(home() / "evidence", space)
-    scoring = (
-        Scoring(model, renderer, store) if reading == "reply" else Describing(model, renderer, store, reading=reading)
-    )
+    scoring = scoring_of(model, renderer, EvidenceStore(home() / "evidence", space), reading)
     stage = Stage(model, renderer, home() / "transcripts", space)
     scorers, held_out = split_paraphrases(cast, n_scoring)
     written = write_scripts(scorers, held_out, renderer, load_openers(plan.turns), plan)

@@ -19,7 +19,7 @@ from personae.domain.persona import Cast
 from personae.errors import InvalidSettings, PersonaeError
 from personae.files.casts import built_in_casts, load_casts
 from personae.files.episodes import Census, EpisodeSet, Refusal, read_episodes, take_census
-from personae.instruments.describing import Describing
+from personae.instruments.describing import scoring_of
 from personae.instruments.scoring import Scoring, Work, space_of
 from personae.instruments.speaking import SpeakingModel
 from personae.instruments.workers import Loader, PooledModel
@@ -99,9 +99,8 @@ class Workbench:
 
     def scoring_of(self, reading: str) -> Scoring:
         """The function that scores, in the direction wanted ("reply": `scoring` itself)."""
-        if reading == "reply":
-            return self.scoring
-        return Describing(self.model, self.renderer, self.store, reading=reading)
+        same = reading == "reply"
+        return self.scoring if same else scoring_of(self.model, self.renderer, self.store, reading)
 
     def close(self) -> None:
         """Let the workers go, and end a steered view."""

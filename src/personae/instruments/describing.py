@@ -85,9 +85,10 @@ class Describing(Scoring):
             )
         super().__init__(model, renderer, store)
         self._reading = reading
+        self._shown = "" if model.tokenizer.has_template else _examples()
         # A renderer of its own: the longest frame, which decides what is cut, is another one here.
-        self._other = Renderer(model.tokenizer, context_length=model.card.context_length)
-        self._backwards = Scoring(model, self._other, store)
+        other = Renderer(model.tokenizer, context_length=model.card.context_length)
+        self._backwards = Scoring(model, other, store)
 
     def evidence(
         self,
@@ -115,12 +116,11 @@ class Describing(Scoring):
             if not frame.instruction:
                 values[k] = replies.frame_log_likelihood[replies.frames_of(frame.persona)[0]]
                 continue
-            described = plain + gain[told[frame.instruction]]
-            values[k] = described
+            values[k] = plain + gain[told[frame.instruction]]
             if self._reading == "both":
+                said = replies.frame_log_likelihood[k]
                 # What no persona can say has no description to add to.
-                described = np.where(np.isneginf(plain), replies.frame_log_likelihood[k], described)
-                values[k] = (replies.frame_log_likelihood[k] + described) / 2
+                values[k] = (said + np.where(np.isneginf(plain), said, values[k])) / 2
         return Evidence(
             tuple(f.persona for f in frames),
             values,
@@ -140,9 +140,10 @@ class Describing(Scoring):
         asked = (Turn("user", ASK),)
         instructions = [Episode(f"instruction {k}", asked, text) for k, text in enumerate(texts)]
         quotes, n_cut = self._quotes(episodes, instructions)
-        shown = "" if self._model.tokenizer.has_template else _examples()
         place = {text: k for k, text in enumerate(dict.fromkeys(t for pair in quotes for t in pair))}
-        rows = tuple(Persona(f"quote {k}", (shown + text,) if shown + text else ()) for text, k in place.items())
+        rows = tuple(
+            Persona(f"quote {k}", (self._shown + text,) if self._shown + text else ()) for text, k in place.items()
+        )
         if not texts:
             return {}, np.zeros((0, len(episodes))), n_cut
         found = self._backwards.evidence(Cast("quotes", roles=rows), instructions, started=started)
@@ -162,8 +163,7 @@ class Describing(Scoring):
         """
         tokenizer = self._model.tokenizer
         longest = max((len(tokenizer.encode(e.completion)) for e in instructions), default=0)
-        shown = "" if tokenizer.has_template else _examples()
-        room = self._model.card.context_length - longest - len(tokenizer.encode(shown + ASK)) - _TEMPLATE_ROOM
+        room = self._model.card.context_length - longest - len(tokenizer.encode(self._shown + ASK)) - _TEMPLATE_ROOM
         if room < _LEAST_QUOTED:
             raise ContextOverflow(
                 f"{place_of(episodes[0])}: the cast's longest instruction ({longest} tokens) leaves no room in the "
@@ -193,6 +193,17 @@ def _examples() -> str:
         f'Someone was asked: "{asked}" They said: "{said}"\n\n{style.user} {ASK}\n\n{style.assistant} {told}\n\n'
         for asked, said, told in _SHOWN
     )
+
+
+def scoring_of(model: LanguageModel, renderer: Renderer, store: EvidenceStore, reading: str) -> Scoring:
+    """The scoring that reads in the direction wanted; "reply" is `Scoring` itself.
+
+    Raises:
+        InvalidSettings: If there is no such reading, or the model cannot be asked.
+    """
+    if reading == "reply":
+        return Scoring(model, renderer, store)
+    return Describing(model, renderer, store, reading=reading)
 
 
 def check_reading(name: str) -> None:

@@ -28,6 +28,7 @@ from personae.models.hf_hooks import decoder_blocks, edited, watched_block
 from personae.models.hf_kernel import PackedLinear
 from personae.models.hf_memory import memory_errors
 from personae.models.protocol import Scorable
+from personae.models.sharing import by_length
 
 # Of a layer, its inputs seen through A, shape (n, length, rank), and the gradient at its output, (n, length, width).
 Collect = Callable[[int, Tensor, Tensor], None]
@@ -136,15 +137,7 @@ class LoraGradients:
 
     def batches(self, batch: Sequence[Scorable]) -> Iterator[list[int]]:
         """Requests of similar length together, within a budget of tokens."""
-        budget = _BATCH_TOKENS.get(self._device.type, 512)
-        chunk: list[int] = []
-        for i in sorted(range(len(batch)), key=lambda i: (len(batch[i].token_ids), i)):
-            if chunk and len(batch[i].token_ids) * (len(chunk) + 1) > budget:
-                yield chunk
-                chunk = []
-            chunk.append(i)
-        if chunk:
-            yield chunk
+        return by_length(batch, _BATCH_TOKENS.get(self._device.type, 512))
 
     def run(self, items: Sequence[Scorable], collect: Collect) -> NDArray[np.float64]:
         """Forward and backward of the sum of the spans' log-likelihoods, which are given, shape (n_items,)."""

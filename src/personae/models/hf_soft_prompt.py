@@ -36,6 +36,7 @@ from personae.models.protocol import (
     Tokenizer,
     TokenLogprobs,
 )
+from personae.models.sharing import by_length
 from personae.models.soft_prompt import Floats32, SoftPromptPlan, SoftPromptState
 
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -204,7 +205,7 @@ class SoftPrompted:
         """The distribution at every scored place, in the order given."""
         results: dict[int, HiddenDistributions] = {}
         with torch.inference_mode(), memory_errors("the batch", hint=_HINT):
-            for members in _length_batches(batch, self._budget):
+            for members in by_length(batch, self._budget):
                 hidden = prompted_states(self._module, self._embed, self._vectors, [batch[i] for i in members])
                 for row, i in enumerate(members):
                     kept = hidden[row, batch[i].start - 1 : len(batch[i].token_ids) - 1].clone()
@@ -287,14 +288,3 @@ def _batches(requests: Sequence[Scorable], plan: SoftPromptPlan) -> list[list[in
             batch.append(i)
         batches.append(batch)
     return batches[: plan.steps]
-
-
-def _length_batches(batch: Sequence[Scorable], budget: int) -> Iterator[list[int]]:
-    chunk: list[int] = []
-    for i in sorted(range(len(batch)), key=lambda i: (len(batch[i].token_ids), i)):
-        if chunk and len(batch[i].token_ids) * (len(chunk) + 1) > budget:
-            yield chunk
-            chunk = []
-        chunk.append(i)
-    if chunk:
-        yield chunk

@@ -1,11 +1,11 @@
-"""Which requests of a batch can share work: equal prefixes, and sequences that begin one another.
+"""Which requests of a batch can share work: equal prefixes, sequences that begin one another, similar lengths.
 
 Not here: running them (`models.hf`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from personae.models.protocol import Scorable
 
@@ -34,3 +34,15 @@ def nested_requests(batch: Sequence[Scorable], members: Sequence[int]) -> dict[i
             host = i
         nested.setdefault(host, []).append(i)
     return nested
+
+
+def by_length(batch: Sequence[Scorable], n_tokens: int) -> Iterator[list[int]]:
+    """Places of requests of similar length together, padded within a budget of tokens; one alone may exceed it."""
+    chunk: list[int] = []
+    for i in sorted(range(len(batch)), key=lambda i: (len(batch[i].token_ids), i)):
+        if chunk and len(batch[i].token_ids) * (len(chunk) + 1) > n_tokens:
+            yield chunk
+            chunk = []
+        chunk.append(i)
+    if chunk:
+        yield chunk
