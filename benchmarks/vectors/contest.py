@@ -2,10 +2,10 @@
 
     python -m benchmarks.vectors.contest --work FOLDER --python /env/bin/python [--traits a,b] [--store]
 
-/env has repeng and steering-vectors. Every tool gets the same two contrasts of a trait: forty pairs of prompts (two
-instructions of either pole, twenty questions), and the pairs of replies of the diagnostic items' dev half. Ours differ
-in what is made of them: `personae/gradient` takes the gradient of the log-odds of those pairs, and of the likelihood
-of ordinary replies, in a shift after every block (`inference.push`).
+/env has repeng, steering-vectors, saklas and hidden-directions. Every tool gets the same two contrasts of a trait:
+forty pairs of prompts (two instructions of either pole, twenty questions), and the pairs of replies of the diagnostic
+items' dev half. Ours differ in what is made of them: `personae/gradient` takes the gradient of the log-odds of those
+pairs, and of the likelihood of ordinary replies, in a shift after every block (`inference.push`).
 
     dev     method, contrast and layers of each tool: what local gradients on the dev items promise most at `COST`, ours
             with halves of the items judging each other, since it is made of them; the others have no such handicap
@@ -14,9 +14,9 @@ of ordinary replies, in a shift after every block (`inference.push`).
             with the cost that it has here; and at exactly `COST`, scaled by the root of the costs once a strength is
             found whose cost is within three tenths of it
 
-Effect: gain of the log-odds of an item's two replies, nats a token. hidden-directions takes the mean difference of
-prompts at one layer, which is among the candidates of steering-vectors. What is known is kept in FOLDER; the same
-command goes on.
+Effect: gain of the log-odds of an item's two replies, nats a token. Layers are chosen among the same sets for all:
+hidden-directions itself steers at one, and its mean difference is also among the candidates of steering-vectors. What
+is known is kept in FOLDER; the same command goes on.
 """
 
 from __future__ import annotations
@@ -62,8 +62,13 @@ CANDIDATES = tuple(
     for width, step in ((1, 1), (4, 2), (8, 2), (16, 2))
     for first in range(2, 29 - width, step)
 )
-TOOLS = ("personae", "repeng", "steering-vectors")
-METHODS = {"repeng": ("pca_diff", "pca_center"), "steering-vectors": ("mean", "pca", "logistic")}
+METHODS = {
+    "repeng": ("pca_diff", "pca_center"),
+    "steering-vectors": ("mean", "pca", "logistic"),
+    "saklas": ("pole", "profile", "monopolar"),
+    "hidden-directions": ("mean",),
+}
+TOOLS = ("personae", *METHODS)
 CONTRASTS = ("prompts", "texts")
 
 Shifts = Mapping[tuple[str, tuple[int, ...]], np.ndarray]  # by method and layers, what a strength of 1 adds

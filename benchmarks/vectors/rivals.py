@@ -1,6 +1,6 @@
 """Directions of other tools from states already read; runs in an environment of its own, without personae.
 
-    python rivals.py TOOL STATES.npz OUT.npz      TOOL: repeng, steering-vectors
+    python rivals.py TOOL STATES.npz OUT.npz      TOOL: repeng, steering-vectors, saklas, hidden-directions
 
 STATES holds an array a trait, shape (n_pairs, 2, n_layers, d_model): what a model had at the last token of the two
 prompts of each pair. The tools' own code makes a direction of them; that code alone is run, since all of them read
@@ -10,10 +10,15 @@ d_model), as long as the tool makes it. Prints one JSON object with versions.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,7 +66,112 @@ def of_steering_vectors() -> Methods:
     return {"mean": by(mean_aggregator()), "pca": by(pca_aggregator()), "logistic": by(logistic_aggregator())}
 
 
-TOOLS = {"repeng": of_repeng, "steering-vectors": of_steering_vectors}
+def of_saklas() -> Methods:
+    """What it adds at each layer after its fit (`ManifoldExtractionPipeline.fit`), three ways.
+
+    pole: two nodes, steered by a pole's label (`0.5 formal`): as far as that pole's centroid along the axis
+    profile: two nodes, steered by what `extract_from_corpora` returns: as long as each layer's whitened share
+    monopolar: the positive node alone, as `extract` makes of one concept; not whitened, long as its whitened share
+
+    A fit without whitening is refused by the tool. `monopolar` by its label is the mean difference, as other tools
+    have it.
+    """
+    from saklas.core.capture import fold_directions_to_subspace, folded_directions
+    from saklas.core.hooks import SteeringManager
+    from saklas.core.manifold import synthesize_subspace
+    from saklas.core.session import _affine_manifold_push
+    from saklas.core.triggers import Trigger
+
+    def by(labels: tuple[str, ...], *, folded: bool) -> Callable[[States], np.ndarray]:
+        def run(states: States) -> np.ndarray:
+            means, whitener = _saklas_neutral(states)
+            fitted, label = _saklas_fit(states, labels, means, whitener), labels[0]
+            if folded:
+                profile, label = folded_directions(fitted), "+"
+                fitted = fold_directions_to_subspace("t", profile, means, whitener=whitener, label=label)
+            push = (*_affine_manifold_push(fitted, label), 1.0)
+            manager = SteeringManager()
+            manager.add_subspace("t", synthesize_subspace([push], [], means, whitener=whitener), trigger=Trigger.BOTH)
+            added: Any = manager.compute_static_offsets()
+            return np.stack([added[k].numpy() for k in range(states.shape[2])])
+
+        return run
+
+    both = ("positive", "negative")
+    return {"pole": by(both, folded=False), "profile": by(both, folded=True), "monopolar": by(both[:1], folded=True)}
+
+
+def _saklas_neutral(states: States) -> tuple[dict[int, torch.Tensor], Any]:
+    """Neutral means and the whitener, which the tool has from replies to its own prompts without any persona.
+
+    No such states are given. The mean of both poles stands in for neutral, so every layer passes the tool's test that
+    the poles lie on either side of it. Spread is that within poles: with the difference itself among it, a share
+    would hardly grow with the separation, while neutral replies do not contain the difference.
+    """
+    from saklas.core.mahalanobis import LayerWhitener
+
+    given = torch.tensor(states)
+    means = {k: given[:, :, k].flatten(0, 1).mean(dim=0) for k in range(given.shape[2])}
+    within = given - given.mean(dim=0, keepdim=True)
+    neutral = {k: within[:, :, k].flatten(0, 1) + mean for k, mean in means.items()}
+    return means, LayerWhitener.from_neutral_activations(neutral, means)
+
+
+def _saklas_fit(states: States, labels: tuple[str, ...], means: Mapping[int, torch.Tensor], whitener: Any) -> Any:
+    """Its whole fit of one or two nodes in a home of its own; only the reading of centroids is replaced."""
+    import saklas.core.manifold as reading
+    from saklas.core.events import EventBus
+    from saklas.core.extraction import ManifoldExtractionPipeline
+    from saklas.io.manifold_authoring import create_discover_manifold_folder
+
+    centroids = torch.tensor(states).mean(dim=0)[: len(labels)]
+    replaced: Any = reading
+    replaced.compute_manifold_node_stats = lambda *_a, **_k: ({k: centroids[:, k].clone() for k in means}, None)
+    handle: Any = SimpleNamespace(
+        model_id="model", model=torch.nn.Module(), tokenizer=None, device=torch.device("cpu"), dtype=torch.float32,
+        layers=list(means), whitener=whitener, layer_means=means,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["SAKLAS_HOME"] = home
+        folder = create_discover_manifold_folder(
+            "local",
+            "t",
+            "",
+            fit_mode="pca",
+            node_corpora={label: ["read already"] for label in labels},
+            hyperparams={"max_dim": 1, "var_threshold": 0.7},  # what its `extract` asks for
+        )
+        return ManifoldExtractionPipeline(handle, EventBus()).fit(folder, emit_event=False)
+
+
+def of_hidden_directions() -> Methods:
+    """Its contrast of two system prompts (`extract.pref.extract_pref`), all layers; it steers at one of them."""
+    import hidden_directions.extract.pref as pref
+    from hidden_directions import screen
+
+    without_weights = SimpleNamespace(from_pretrained=lambda *_a, **_k: torch.nn.Module())
+    replaced: Any = pref
+    judge: Any = screen
+    replaced.AutoTokenizer = replaced.AutoModelForCausalLM = without_weights
+    # Its screen only prints whether samples agree on a direction, and takes a second a trait.
+    verdict = {"verdict": "", "best_layer": 0, "best_agreement": 0.0}
+    judge.screen_from_sides = lambda *_a, **_k: verdict
+
+    def run(states: States) -> np.ndarray:
+        sides = iter(torch.tensor(states).unbind(dim=1))  # it reads the wanted side first
+        replaced._collect_side = lambda *_a: next(sides)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return pref.extract_pref("model", pref.FLAT_EARTH_RECIPE, dtype=torch.float32).numpy()
+
+    return {"mean": run}
+
+
+TOOLS = {
+    "repeng": of_repeng,
+    "steering-vectors": of_steering_vectors,
+    "saklas": of_saklas,
+    "hidden-directions": of_hidden_directions,
+}
 
 
 def main() -> None:
