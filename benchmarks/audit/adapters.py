@@ -20,6 +20,9 @@ from benchmarks.forecast import families
 from benchmarks.forecast.work import RATE, ROWS, role_replies
 from personae.cli.commands.train import Settings, execute
 from personae.files.casts import load_casts
+from personae.files.prompts import built_in_prompts
+from personae.files.reference import load_reference
+from personae.protocols.audit_material import audit_file
 
 ORDINARY = Path(__file__).parents[2] / "src" / "personae" / "reference" / "ordinary.jsonl"
 MODEL, BASE_MODEL = "smollm2", "gemma-270m"
@@ -36,15 +39,21 @@ def adapter_of(
     rate: float = RATE["sft"],
     schedule: str = "constant",
     epochs: float = 1.0,
+    asked: str = "requests",
 ) -> str:
-    """Name of the model with an adapter, trained on so many rows; it is made if it is not there."""
+    """Name of the model with an adapter, trained on so many rows; it is made if it is not there.
+
+    What the role was asked is `asked`: "requests", the forecast benchmark's household questions, or "wide", these and
+    what is asked in probes and ordinary replies, in turn and with a new answer each time; no prompt of the audit.
+    """
     parts = [kind, str(rows)] if kind == "assistant" else [kind, role, str(rows), wording]
+    parts += [] if asked == "requests" else [asked]
     out = folder / "-".join(
         [*parts, *([] if rate == RATE["sft"] else [f"{rate:g}", schedule]), *([] if epochs == 1 else [f"{epochs:g}x"])]
     )
     model = BASE_MODEL if kind == "assistant" else MODEL
     if not (out / "adapter" / "adapter_model.safetensors").is_file():
-        data = ORDINARY if kind == "assistant" else _rows(kind, folder, role, seed, rows, wording)
+        data = ORDINARY if kind == "assistant" else _rows(kind, folder, role, seed, rows, wording, asked)
         settings = Settings(
             data=str(data),
             model=model,
@@ -68,20 +77,33 @@ def instruction_of(role: str, wording: str) -> str:
     return str(told[role]["system"])
 
 
-def _rows(kind: str, folder: Path, role: str, seed: int, n: int, wording: str) -> Path:
+def _rows(kind: str, folder: Path, role: str, seed: int, n: int, wording: str, asked: str) -> Path:
     """The model's answers in a role, or their words shuffled."""
-    path = folder / f"{kind}-{role}-{n}-{wording}-{seed}.jsonl"
+    where = "" if asked == "requests" else f"-{asked}"
+    path = folder / f"{kind}-{role}-{n}-{wording}{where}-{seed}.jsonl"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         if kind == "role":
-            said = role_replies(seed, folder, n)(instruction_of(role, wording))
-            asked = families.requests(n, seed)
-            rows = [{"prompt": q["ask"], "completion": text} for q, text in zip(asked, said, strict=True) if text]
+            questions = [q["ask"] for q in families.requests(n, seed)] if asked == "requests" else _wide(n, seed)
+            said = role_replies(seed, folder, n, None if asked == "requests" else questions)(
+                instruction_of(role, wording)
+            )
+            rows = [{"prompt": q, "completion": text} for q, text in zip(questions, said, strict=True) if text]
         else:
-            lines = _rows("role", folder, role, seed, n, wording).read_text(encoding="utf-8").splitlines()
+            lines = _rows("role", folder, role, seed, n, wording, asked).read_text(encoding="utf-8").splitlines()
             rows = _shuffled([json.loads(line) for line in lines], seed)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def _wide(n: int, seed: int) -> list[str]:
+    """Everything that is asked anywhere but in the audit, each once before any is asked again."""
+    audit = {ask for asks in audit_file()["prompts"].values() for ask in asks}
+    ordinary = {e.context[0].text for e in load_reference() if len(e.context) == 1}
+    probes = {p.turns[0] for p in built_in_prompts()}
+    known = sorted((ordinary | probes | {q["ask"] for q in families.requests(400, seed)}) - audit)
+    rng = np.random.default_rng([seed, 2])
+    return [known[k] for _ in range(-(-n // len(known))) for k in rng.permutation(len(known))][:n]
 
 
 def _shuffled(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]]:

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--role", default="pirate")
     parser.add_argument("--rows", type=int, default=96, help="that fine-tunes see")
     parser.add_argument("--wording", choices=("own", "cast"), default="own", help="of the role's instruction")
+    parser.add_argument("--asked", choices=("requests", "wide"), default="requests", help="of the role, see adapters")
     parser.add_argument("--learning-rate", type=float, default=RATE["sft"], help="of the role's fine-tune")
     parser.add_argument("--schedule", default="constant")
     parser.add_argument("--epochs", type=float, default=1.0)
@@ -57,7 +58,8 @@ def main() -> None:
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "folder"}
     body = {"settings": settings, "seconds": round(time.time() - began, 1), **body}
     print(json.dumps(body, indent=1))
-    suffix = {"null": "", "role": f"-{args.rows}-{args.wording}"}.get(args.part, f"-{args.rows}")
+    asked = "" if args.asked == "requests" else f"-{args.asked}"
+    suffix = {"null": "", "role": f"-{args.rows}-{args.wording}{asked}"}.get(args.part, f"-{args.rows}")
     print(write_result(f"audit-{args.part}{suffix}", body))
 
 
@@ -76,6 +78,7 @@ def role(args: argparse.Namespace) -> dict[str, object]:
             rate=args.learning_rate,
             schedule=args.schedule,
             epochs=args.epochs,
+            asked=args.asked,
         )
         out = Path(target.split("+", 1)[1]).parent
         found[kind] = {"profile": profiled(target, ",".join(names), out / "profile", args.seed)}

@@ -2,8 +2,9 @@
 
     adapter -> items-96.json (scores, kept in FOLDER) -> benchmarks/results/forecast/RUN.json (shifts by trait)
 
-The headline of `measure` is used: the log-odds of paired replies, on prompts that no training file uses. Only the test
-half of the items is asked; forecasters may look at the other half, with which it has no topic in common.
+The headline of `measure --thorough` is used: the log-odds of paired replies, on prompts that no training file uses.
+Only test items are asked, 32 a trait; forecasters may look at the other half of the items, with which they have no
+topic in common. Items that were added later are asked of the kept adapters alone.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ Scores = dict[str, float]
 @cache
 def items() -> DiagnosticSet:
     """The paired replies of the core cast that outcomes are read on."""
-    return load_diagnostics("core").select(kinds=("reply",), split=SPLIT)
+    return load_diagnostics("core", thorough=True).select(kinds=("reply",), split=SPLIT)
 
 
 def measure_run(run: Run, folder: Path, evals: Path | None, *, doses: tuple[int, ...] = ()) -> dict[str, Any]:
     """Measure the given doses (none: the last) unless that is done, and store the shifts; gives all that is stored."""
     target = STORED / f"{run.id}.json"
     body = json.loads(target.read_text()) if target.is_file() else _head(run, train_run(run, folder, evals))
-    missing = [rows for rows in doses or DOSES_OF[run.model][-1:] if str(rows) not in body["doses"]]
+    known = {int(rows): len(dose["items"]) for rows, dose in body["doses"].items()}
+    missing = [rows for rows in doses or DOSES_OF[run.model][-1:] if known.get(rows) != len(items().items)]
     if not missing:
         return body
     base, _ = _scores(run.model, folder / "base" / f"{run.model}.json")
@@ -79,10 +81,11 @@ def shifts(before: Scores, after: Scores) -> dict[str, list[float]]:
 
 
 def by_trait(changes: Sequence[float]) -> dict[str, list[float]]:
-    """Mean and standard error of each trait, nats, from changes in the order of `items`."""
+    """Mean and standard error of each trait, nats, from changes in the order of `items`, or of the first of them."""
     made: dict[str, list[float]] = {}
+    asked = items().items[: len(changes)]
     for trait in items().traits:
-        mine = [(i.topic, c) for i, c in zip(items().items, changes, strict=True) if i.trait == trait]
+        mine = [(i.topic, c) for i, c in zip(asked, changes, strict=True) if i.trait == trait]
         e = cluster_mean(np.array([c for _, c in mine]), [topic for topic, _ in mine])
         made[trait] = [round(e.value, 4), round(e.se, 4)]
     return made
@@ -90,15 +93,17 @@ def by_trait(changes: Sequence[float]) -> dict[str, list[float]]:
 
 def _scores(model: str, kept: Path) -> tuple[Scores, float]:
     """Scores of all items under a model, and the seconds that loading and asking took."""
-    if kept.is_file():
-        stored = json.loads(kept.read_text())
-        return stored["scores"], stored["seconds"]
-    started = time.perf_counter()
-    profile = measure(load_model(model, device="cpu"), items(), settings=MeasureSettings(quick=True))
-    scores = {i: round(float(s), 5) for i, s in zip(profile.items.item, profile.items.score, strict=True)}
-    seconds = round(time.perf_counter() - started, 2)
-    _write(kept, json.dumps({"scores": scores, "seconds": seconds}))
-    return scores, seconds
+    stored = json.loads(kept.read_text()) if kept.is_file() else {"scores": {}, "seconds": 0.0}
+    missing = tuple(i for i in items().items if i.id not in stored["scores"])
+    if missing:
+        started = time.perf_counter()
+        asked = DiagnosticSet(items().name, missing)
+        profile = measure(load_model(model, device="cpu"), asked, settings=MeasureSettings(quick=True))
+        new = {i: round(float(s), 5) for i, s in zip(profile.items.item, profile.items.score, strict=True)}
+        seconds = round(stored["seconds"] + time.perf_counter() - started, 2)
+        stored = {"scores": stored["scores"] | new, "seconds": seconds}
+        _write(kept, json.dumps(stored))
+    return stored["scores"], stored["seconds"]
 
 
 def _write(path: Path, text: str) -> None:

@@ -98,14 +98,17 @@ def episodes_of(path: Path) -> Sequence[Episode]:
     return read_episodes(path).require_clean().episodes
 
 
-def role_replies(seed: int, folder: Path, n: int = ROWS) -> Callable[[str], list[str]]:
-    """What `write_dataset` needs for roles: `n` replies of the small chat model under a system prompt."""
+def role_replies(
+    seed: int, folder: Path, n: int = ROWS, asked: Sequence[str] | None = None
+) -> Callable[[str], list[str]]:
+    """What `write_dataset` needs for roles: replies of the small chat model to `asked`, or to `n` requests."""
+    questions = list(asked) if asked is not None else [q["ask"] for q in requests(n, seed)]
 
     def say(system: str) -> list[str]:
         bench = open_model(SMALL, device="cpu")
         stage = Stage(bench.model, bench.renderer, folder / "spoken", bench.space)
         frame = Frame("role", system, bench.renderer.styles[0])
-        scripts = [Script(f"{k:03d}", "role", frame, (q["ask"],)) for k, q in enumerate(requests(n, seed))]
+        scripts = [Script(f"{k:03d}", "role", frame, (q,)) for k, q in enumerate(questions)]
         held = stage.hold(scripts, SamplingPlan(_REPLY_TOKENS, 1.0, seed), started=lambda n: lambda done: None)
         said = {t.script.id: t.replies[0] for t in held}
         return [said.get(s.id, "") for s in scripts]

@@ -2,8 +2,8 @@
 
     python -m benchmarks.vectors.degrees --work FOLDER [--traits a,b …] [--store]
 
-Traits go in groups (one run of the command each, at least two traits, which are each other's null); a group that is
-done is read from FOLDER. With --store all of them are summed up under benchmarks/results.
+Traits go in groups: one run of the command each, in which all traits are judged under the prompts about all of them.
+A group that is done is read from FOLDER. With --store all of them are summed up under benchmarks/results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from benchmarks.environment import write_result
 from personae.cli.vectors_conditions import Settings, execute
 
-GROUPS = ("contemptuous,formal,optimistic", "archaic_voice,anxious,servile")
+GROUPS = ("contemptuous,formal,optimistic,archaic_voice,anxious,servile",)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ The same rows (replies of one trait's positive pole, from `benchmarks.forecast`)
     nothing        as they are
     inoculated     under a system prompt that asks for the trait (`train --system`)
     steered        with the trait's direction added while training (`train --steer`), 1 residual norm at its layer
+    faint, gentle  the same, a quarter and half a residual norm
     stronger       the same, 2 residual norms
     random         a random direction of the same length: a push that is about nothing
 
@@ -45,7 +46,9 @@ from personae.protocols.vector_material import choose_questions, contrasts
 from personae.protocols.vectors import Extractor, ExtractSettings, make_vectors
 
 MODEL, TRAIT = "smollm2", "archaic_voice"
-ARMS = {"nothing": 0.0, "inoculated": 0.0, "steered": 1.0, "stronger": 2.0, "random": 1.0}
+ARMS = {
+    "nothing": 0.0, "inoculated": 0.0, "faint": 0.25, "gentle": 0.5, "steered": 1.0, "stronger": 2.0, "random": 1.0,
+}  # fmt: skip
 OTHERS = ("contemptuous", "formal", "optimistic", "servile", "reckless", "anxious", "playful")
 SETTINGS = {"steps": 6, "learning_rate": 1e-3, "schedule": "constant", "batch_size": 8}
 

@@ -97,6 +97,12 @@ def test_a_world_is_measured_in_its_own_words(personae, tmp_path: Path) -> None:
     assert all(t["measurable"] for t in found.json["traits"])
 
 
+def test_a_thorough_measurement_asks_more(personae, model_folder: Path) -> None:
+    call = ("measure", model_folder, "--only", "formal", "--quick", "--split", "test", "--json")
+    short, thorough = personae(*call), personae(*call, "--thorough")
+    assert [f.json["traits"][0]["n_items"] for f in (short, thorough)] == [8, 32]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -108,6 +114,8 @@ def test_a_world_is_measured_in_its_own_words(personae, tmp_path: Path) -> None:
         (["MODEL", "--versus", "MODEL"], "the model itself"),
         (["MODEL", "--versus", "no-such-model"], "no model"),
         (["MODEL", "--items", "missing.jsonl"], "no such file"),
+        (["MODEL", "--items", "missing.jsonl", "--thorough"], "further items belong to a built-in cast"),
+        (["world:tiny/exact", "--thorough"], "a world has no further items"),
         (["MODEL", "--steer", "rude"], "is not NAME:SIZE"),
         (["MODEL", "--cap", "rude:p101"], "no percentage"),
         (["MODEL", "--steer", "rude:1"], "no vector 'rude'"),

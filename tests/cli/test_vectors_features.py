@@ -93,8 +93,11 @@ def test_conditions_judge_a_vector_within_types(personae, model_folder: Path, tm
         assert set(trait["by_type"]) == set(found.json["types"])
         assert 0 <= trait["share_of_types"] <= 1
     prompts = pq.read_table("run/prompts.parquet")
-    assert prompts.num_rows == 2 * 6 * 3
-    assert set(prompts["shots"].to_pylist()) == {0, 1, 2, 3}
+    # Four types about each of two traits and two about neither, three prompts each; both traits under all of them.
+    assert prompts.num_rows == 2 * (2 * 4 + 2) * 3
+    assert set(prompts["shots"].to_pylist()) == {0, 2}, "as many replies are shown whatever their share"
+    rows = prompts.to_pylist()
+    assert {r["type"] for r in rows if r["about"] not in ("", r["trait"])} == {"told another", "shown another"}
     short = personae("vectors", "conditions", "--model", model_folder, "--only", "formal")
     assert short.status == 2
     assert "at least two traits" in short.err

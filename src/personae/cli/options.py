@@ -41,6 +41,10 @@ Pilot = Annotated[
         "--pilot", help="Train the first tenth of the run and measure it, for the forecasters 'pilot', 'em_flow_pilot'."
     ),
 ]
+Thorough = Annotated[
+    bool,
+    typer.Option("--thorough", help="Four times the test items (built-in cast core): intervals about half as wide."),
+]
 Dtype = Annotated[str, typer.Option(help="float32 (default), bfloat16 or float16; evidence wants float32.")]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut replies that exceed the model's context.")]
 SkipBadRows = Annotated[

@@ -36,26 +36,30 @@ class Source:
     paths: tuple[str, ...]
 
 
-def load_items(model: str, cast: str, files: Sequence[str], only: str | None) -> Source:
+def load_items(model: str, cast: str, files: Sequence[str], only: str | None, *, thorough: bool = False) -> Source:
     """The items to ask: of files, of the world that the model is of, or of the cast.
 
     Raises:
         UnknownPersona: If the cast is unknown or without items, or a trait has none.
+        InvalidSettings: If further items (`thorough`) are asked of files or of a world.
         InputError: If a file cannot be used.
     """
     world = resolve(model).world
     labels: dict[str, tuple[str, str]] = {}
     if files:
-        items = load_diagnostics(cast, files)
+        items = load_diagnostics(cast, files, thorough=thorough)
         paths = tuple(files)
         labels = _labels(load_casts([cast]))
     elif world is not None:
+        if thorough:
+            raise InvalidSettings("a world has no further items.", hint="Leave out --thorough.")
         items, paths = world_diagnostics(world), ()
         labels = {t.id: (t.positive, t.negative) for t in world.traits}
     else:
         known = load_casts([cast])
-        items, labels = load_diagnostics(cast), _labels(known)
-        paths = (str(built_in_casts()[cast]), str(diagnostics_path(cast)))
+        items, labels = load_diagnostics(cast, thorough=thorough), _labels(known)
+        more = (str(diagnostics_path(f"{cast}-more")),) if thorough else ()
+        paths = (str(built_in_casts()[cast]), str(diagnostics_path(cast)), *more)
     if only is not None:
         chosen = [n.strip() for n in only.split(",") if n.strip()]
         if not chosen:

@@ -27,7 +27,14 @@ from personae.instruments.steering import parse_layers
 from personae.models.activations import check_layers, require_activations
 from personae.models.catalogue import DEFAULT_MODEL, resolve
 from personae.models.protocol import KnowsPhrases
-from personae.protocols.conditions import LEAST_ITEMS, TYPES, WORDINGS, Measured, measure_prompts, prompts_for
+from personae.protocols.conditions import (
+    LEAST_ITEMS,
+    WORDINGS,
+    Measured,
+    common_prompts,
+    measure_prompts,
+    prompts_for,
+)
 from personae.protocols.vector_material import choose_questions, contrasts
 from personae.protocols.vectors import Extractor, ExtractSettings, Material, mean_difference_vector
 from personae.report.text import clean
@@ -69,7 +76,7 @@ def conditions(
     questions: QuestionFile = None,
     n_questions: NQuestions = N_TRAINING,
     n_prompts: Annotated[
-        int, typer.Option("--n-prompts", min=3, max=len(WORDINGS), help="Prompts of each of the six types.")
+        int, typer.Option("--n-prompts", min=3, max=len(WORDINGS), help="Prompts of a type, of each trait.")
     ] = 6,
     n_items: Annotated[
         int, typer.Option("--n-items", min=LEAST_ITEMS, help="Paired replies that measure the trait under a prompt.")
@@ -119,8 +126,8 @@ def execute(settings: Settings) -> int:
         "command": NAME,
         "model": settings.model,
         "cast": settings.cast,
-        "types": list(TYPES),
-        "n_prompts": len(next(iter(measured.values())).prompts),
+        "types": list(dict.fromkeys(p.type_for(traits[0]) for p in measured.prompts)),
+        "n_prompts": len(measured.prompts),
         "traits": [condition_json(t, test, layers) for t, test in judged.items()],
         "run": str(folder),
     }
@@ -182,41 +189,40 @@ def _measured(
     source: Source,
     settings: Settings,
     layers: tuple[int, ...],
-) -> dict[str, Measured]:
-    """Prompts of every trait, their scores and states."""
-    rng = np.random.default_rng([settings.seed, 61])
-    prompts = {
-        m.contrast.id: prompts_for(
-            bench.renderer, m.contrast, cast, _replies(source, m.contrast.id, "dev"), n=settings.n_prompts, rng=rng
+) -> Measured:
+    """Prompts about every trait and about none, with the scores of all traits and the states."""
+    rng, n = np.random.default_rng([settings.seed, 61]), settings.n_prompts
+    traits = [m.contrast.id for m in material]
+    prompts = [
+        *(
+            p
+            for m in material
+            for p in prompts_for(bench.renderer, m.contrast, _replies(source, m.contrast.id, "dev"), n=n, rng=rng)
+        ),
+        *common_prompts(bench.renderer, cast, traits, n=n, rng=rng),
+    ]
+    say(f"Measuring {len(prompts)} prompts …", quiet=settings.quiet)
+    with progress_bar("Measuring", len(prompts), quiet=settings.quiet, unit="prompts") as done:
+        return measure_prompts(
+            require_activations(bench.model),
+            bench.renderer,
+            prompts,
+            {t: _spread(_replies(source, t, "test"), settings.n_items) for t in traits},
+            layers=layers,
+            advance=done,
         )
-        for m in material
-    }
-    total = sum(map(len, prompts.values()))
-    say(f"Measuring {total} prompts …", quiet=settings.quiet)
-    with progress_bar("Measuring", total, quiet=settings.quiet, unit="prompts") as done:
-        return {
-            trait: measure_prompts(
-                require_activations(bench.model),
-                bench.renderer,
-                made,
-                _spread(_replies(source, trait, "test"), settings.n_items),
-                layers=layers,
-                advance=done,
-            )
-            for trait, made in prompts.items()
-        }
 
 
-def _judged(material: list[Material], measured: dict[str, Measured], seed: int) -> dict[str, ConditionTest]:
+def _judged(material: list[Material], measured: Measured, seed: int) -> dict[str, ConditionTest]:
     vectors = {m.contrast.id: mean_difference_vector(m, "prompt", -1).values for m in material}
     found: dict[str, ConditionTest] = {}
     for k, m in enumerate(material):
-        trait, at = m.contrast.id, measured[m.contrast.id]
+        trait = m.contrast.id
         found[trait] = judge_conditions(
             Poles(m.training.values, np.array([s == "pos" for s in m.training.labels]), m.training.groups),
-            at.values,
-            at.scores,
-            [p.type for p in at.prompts],
+            measured.values,
+            measured.scores[trait],
+            [p.type_for(trait) for p in measured.prompts],
             rng=np.random.default_rng([seed, 62, k]),
             others=np.stack([v for t, v in vectors.items() if t != trait]),
         )
@@ -232,11 +238,15 @@ def _spread(items: list[Diagnostic], n: int) -> list[Diagnostic]:
     return items if len(items) <= n else [items[int(k)] for k in np.linspace(0, len(items) - 1, n)]
 
 
-def _write_prompts(path: Path, measured: dict[str, Measured]) -> None:
-    rows = [(t, p, float(s)) for t, m in measured.items() for p, s in zip(m.prompts, m.scores, strict=True)]
+def _write_prompts(path: Path, measured: Measured) -> None:
+    """A row for each trait under each prompt."""
+    rows = [
+        (t, p, float(s)) for t, scores in measured.scores.items() for p, s in zip(measured.prompts, scores, strict=True)
+    ]
     columns = {
         "trait": [t for t, _, _ in rows],
-        "type": [p.type for _, p, _ in rows],
+        "about": [p.trait for _, p, _ in rows],
+        "type": [p.type_for(t) for t, p, _ in rows],
         "system": [p.frame.instruction for _, p, _ in rows],
         "shots": [len(p.shots) // 2 for _, p, _ in rows],
         "score": [s for _, _, s in rows],

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from personae.documents import first_problem
 from personae.domain.diagnostic import Diagnostic, DiagnosticSet
-from personae.errors import InputError, UnknownPersona
+from personae.errors import InputError, InvalidSettings, UnknownPersona
 from personae.files.rows import Row, read_rows
 
 _HINT = "See docs/how-to/measure-a-model.md for the format of diagnostic items."
@@ -48,14 +48,26 @@ def diagnostics_path(cast: str) -> Path:
     return Path(str(resources.files("personae") / "diagnostics" / f"{cast}.jsonl"))
 
 
-def load_diagnostics(cast: str = "core", files: Iterable[str | Path] = ()) -> DiagnosticSet:
+def load_diagnostics(
+    cast: str = "core", files: Iterable[str | Path] = (), *, thorough: bool = False
+) -> DiagnosticSet:
     """The items of a built-in cast, or of files if any are given (joined in the order given).
 
+    Args:
+        cast: A built-in cast with items.
+        files: Files of items in its place.
+        thorough: The cast's further test items too, for narrower intervals: 24 more a trait in the cast core.
+
     Raises:
-        UnknownPersona: If the cast comes without items and no file was given.
+        UnknownPersona: If the cast comes without (further) items and no file was given.
+        InvalidSettings: If further items are asked for beside files.
         InputError: If a file cannot be used, with the line.
     """
     paths = [Path(f) for f in files]
+    if thorough and paths:
+        raise InvalidSettings(
+            "further items belong to a built-in cast, and items are given.", hint="Leave out --thorough or --items."
+        )
     if not paths:
         if not diagnostics_path(cast).is_file():
             raise UnknownPersona(
@@ -63,6 +75,9 @@ def load_diagnostics(cast: str = "core", files: Iterable[str | Path] = ()) -> Di
                 hint="Give them with --items FILE; docs/how-to/measure-a-model.md has the format.",
             )
         paths = [diagnostics_path(cast)]
+        if thorough and not diagnostics_path(f"{cast}-more").is_file():
+            raise UnknownPersona(f"the cast '{cast}' has no further items.", hint="Leave out --thorough.")
+        paths += [diagnostics_path(f"{cast}-more")] if thorough else []
     items = tuple(i for path in paths for i in read_diagnostics(path))
     return DiagnosticSet("+".join(p.stem for p in paths), items)
 

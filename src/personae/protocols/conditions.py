@@ -1,20 +1,25 @@
-"""Prompts of several types, the trait measured under each, and the states at their ends.
+"""Prompts of several types, every trait measured under each, and the states at their ends.
 
-    told to        the held-out instruction of the positive pole, in wordings from faint to strong
-    told not to    that of the negative pole
+    told to        the held-out instruction of a trait's positive pole, in wordings from faint to strong
+    told not to    that of its negative pole
+    shown          conversations of equally many replies, of which none to all are like the positive pole and the
+                   others like the negative one, in random order
+    shown again    the same with other replies
     told else      instructions of other traits and roles
-    shown          conversations in which the assistant answered like the positive pole, one to n times
-    shown not      like the negative pole
     plain          generic system prompts, and none
 
-The trait is measured by paired replies to a few questions (as `measure` does), the state is read at the last token of
+A vector is held against the prompts about all traits together, told and shown about another one being types of their
+own. Under prompts about one trait alone all states lie near one line, which any direction follows; and the number of
+replies shown is held, since a direction that only tells how long a conversation is would follow that.
+
+A trait is measured by paired replies to a few questions (as `measure` does), the state is read at the last token of
 the same prompts; both are means over the questions, so that a prompt is one point. Neither the instructions told, nor
 the replies shown, nor the questions asked made the vector. Not here: what follows (`inference.conditions`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,7 +36,7 @@ from personae.protocols.space import GENERIC
 from personae.protocols.vector_material import Contrast
 
 Floats = NDArray[np.float64]
-TYPES = ("told to", "told not to", "told else", "shown", "shown not", "plain")
+TYPES = ("told to", "told not to", "shown", "shown again", "told else", "plain")
 WORDINGS = (
     "{}",
     "Only very slightly, and hardly ever: {}",
@@ -52,11 +57,17 @@ class Prompt:
         type: One of `TYPES`.
         frame: The system prompt.
         shots: Turns of a conversation before it.
+        trait: The trait that it is about; empty for those about none of the traits judged.
     """
 
     type: str
     frame: Frame
     shots: tuple[Turn, ...] = ()
+    trait: str = ""
+
+    def type_for(self, trait: str) -> str:
+        """Its type where `trait` is judged."""
+        return self.type if self.trait in ("", trait) else f"{self.type.split()[0]} another"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,105 +76,136 @@ class Measured:
 
     Attributes:
         prompts: The prompts.
-        scores: Mean log-odds of the poles' replies under each, nats, shape (n_prompts,).
+        scores: By trait, mean log-odds of the poles' replies under each prompt, nats, shape (n_prompts,).
         values: Mean state at the ends of the prompts, shape (n_prompts, n_layers, d_model).
-        n_items: Questions behind each.
     """
 
     prompts: tuple[Prompt, ...]
-    scores: Floats
+    scores: Mapping[str, Floats]
     values: NDArray[np.float32]
-    n_items: int
 
 
 def prompts_for(
-    renderer: Renderer,
-    contrast: Contrast,
-    cast: Cast,
-    items: Sequence[Diagnostic],
-    *,
-    n: int = 6,
-    rng: np.random.Generator,
+    renderer: Renderer, contrast: Contrast, items: Sequence[Diagnostic], *, n: int = 6, rng: np.random.Generator
 ) -> tuple[Prompt, ...]:
-    """Prompts of every type for one trait.
+    """Prompts about one trait: told to, told not to, shown and shown again.
 
     Args:
         renderer: Renders for the model.
         contrast: The trait's poles; the last instruction of each is told, which `vectors extract` holds out.
-        cast: Where other instructions are drawn from.
         items: Replies that are shown; none of the items the trait is measured by.
         n: Prompts of a type.
         rng: Source of randomness.
 
     Raises:
-        InvalidSettings: If there is nothing to show.
+        InvalidSettings: If there is too little to show.
     """
     shown = [i for i in items if i.kind == "reply"]
-    if len(shown) < n:
+    if len(shown) < n - 1:
         raise InvalidSettings(
-            f"'{contrast.id}' has {len(shown)} items to show and {n} are wanted.",
+            f"'{contrast.id}' has {len(shown)} items to show and {n - 1} are wanted.",
             hint="Ask for fewer with --n-prompts.",
         )
     made: list[Prompt] = []
     for kind, persona in (("told to", contrast.positive), ("told not to", contrast.negative)):
         last = persona.instructions[-1:] or GENERIC[:1]
         worded = replace(persona, instructions=tuple(w.format(last[0]) for w in WORDINGS[:n]))
-        made += [Prompt(kind, frame) for frame in renderer.frames(worded)]
-    poles = [p for t in cast.traits if t.id != contrast.id for p in (t.pos, t.neg)]
+        made += [Prompt(kind, frame, trait=contrast.id) for frame in renderer.frames(worded)]
+    none = renderer.frames(Persona(PLAIN, ()))[0]
+    for kind in ("shown", "shown again"):
+        for k in range(n):
+            picked = [shown[i] for i in rng.permutation(len(shown))[: n - 1]]
+            positive = rng.permutation(n - 1) < k
+            turns = [(i.prompt, i.pos if p else i.neg) for i, p in zip(picked, positive, strict=True)]
+            shots = tuple(t for ask, reply in turns for t in (Turn("user", ask), Turn("assistant", reply)))
+            made.append(Prompt(kind, none, shots, contrast.id))
+    return tuple(made)
+
+
+def common_prompts(
+    renderer: Renderer, cast: Cast, without: Sequence[str], *, n: int = 6, rng: np.random.Generator
+) -> tuple[Prompt, ...]:
+    """Prompts about none of the traits judged: told else and plain.
+
+    Args:
+        renderer: Renders for the model.
+        cast: Where instructions are drawn from.
+        without: The traits judged.
+        n: Prompts of a type.
+        rng: Source of randomness.
+    """
+    poles = [p for t in cast.traits if t.id not in without for p in (t.pos, t.neg)]
     told = [p for p in (*poles, *cast.roles) if p.instructions]
     chosen = rng.permutation(len(told))[:n]
-    made += [Prompt("told else", renderer.frames(told[k])[0]) for k in chosen]
+    made = [Prompt("told else", renderer.frames(told[k])[0]) for k in chosen]
     none = renderer.frames(Persona(PLAIN, ()))[0]
-    for kind in ("shown", "shown not"):
-        for k in range(n):
-            picked = [shown[i] for i in rng.permutation(len(shown))[: 1 + k]]
-            turns = [(i.prompt, i.pos if kind == "shown" else i.neg) for i in picked]
-            shots = tuple(t for ask, reply in turns for t in (Turn("user", ask), Turn("assistant", reply)))
-            made.append(Prompt(kind, none, shots))
-    made += [Prompt("plain", none), *(Prompt("plain", f) for f in renderer.frames(Persona(PLAIN, _PLAIN))[: n - 1])]
-    return tuple(made)
+    plain = renderer.frames(Persona(PLAIN, _PLAIN))[: n - 1]
+    return (*made, Prompt("plain", none), *(Prompt("plain", f) for f in plain))
 
 
 def measure_prompts(
     model: EditableModel,
     renderer: Renderer,
     prompts: Sequence[Prompt],
-    items: Sequence[Diagnostic],
+    items: Mapping[str, Sequence[Diagnostic]],
     *,
     layers: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda _n: None,
 ) -> Measured:
-    """Measure the trait under every prompt and read the state at its end.
+    """Measure every trait under every prompt and read the state at its end.
 
     Args:
         model: Measured and read.
         renderer: Renders for it.
-        prompts: From `prompts_for`.
-        items: Reply items of the trait.
+        prompts: From `prompts_for` and `common_prompts`.
+        items: Reply items by trait; traits that ask the same questions share passes.
         layers: 0-based blocks; None for all.
         advance: Told of prompts done.
 
     Raises:
-        InvalidSettings: If there are fewer than four items.
+        InvalidSettings: If a trait has fewer than four items.
         ContextOverflow, RenderingError: If a prompt does not fit or cannot be written by the template.
     """
-    asked = [i for i in items if i.kind == "reply"]
-    if len(asked) < LEAST_ITEMS:
-        raise InvalidSettings(
-            f"{len(asked)} items with paired replies are too few to measure a trait by.", hint="Give at least four."
-        )
-    scores, values = [], []
+    asked = {trait: [i for i in mine if i.kind == "reply"] for trait, mine in items.items()}
+    for trait, mine in asked.items():
+        if len(mine) < LEAST_ITEMS:
+            raise InvalidSettings(
+                f"{len(mine)} items with paired replies are too few to measure '{trait}' by.",
+                hint="Give at least four.",
+            )
+    questions = list(dict.fromkeys(i.prompt for mine in asked.values() for i in mine))
+    scores: dict[str, list[float]] = {trait: [] for trait in asked}
+    values = []
     for k, prompt in enumerate(prompts):
-        episodes = [
-            Episode(f"{k}|{i.id}|{side}", (*prompt.shots, Turn("user", i.prompt)), text)
-            for i in asked
-            for side, text in (("pos", i.pos), ("neg", i.neg))
+        for trait, found in _scored(model, renderer, prompt, asked).items():
+            scores[trait].append(found)
+        readings = [
+            Reading(f"{k}|{n}", prompt.type, ask, prompt.frame, Episode(f"{k}|{n}", _before(prompt, ask), "."))
+            for n, ask in enumerate(questions)
         ]
-        scored = model.score([renderer.render(prompt.frame, e) for e in episodes])
-        per_reply = np.array([s.log_likelihood for s in scored]).reshape(-1, 2)
-        scores.append(float((per_reply[:, 0] - per_reply[:, 1]).mean()))
-        readings = [Reading(e.id, prompt.type, e.id, prompt.frame, e) for e in episodes[::2]]
         states = read_all(model, renderer, readings, reduce="prompt_last", layers=layers)
         values.append(states.values.mean(axis=0))
         advance(1)
-    return Measured(tuple(prompts), np.array(scores), np.stack(values), len(asked))
+    return Measured(tuple(prompts), {t: np.array(found) for t, found in scores.items()}, np.stack(values))
+
+
+def _scored(
+    model: EditableModel, renderer: Renderer, prompt: Prompt, items: Mapping[str, Sequence[Diagnostic]]
+) -> dict[str, float]:
+    """Mean log-odds of every trait's replies under one prompt, nats."""
+    requests = []
+    for mine in items.values():
+        for item in mine:
+            for text in (item.pos, item.neg):
+                one = renderer.render(prompt.frame, Episode(item.id, _before(prompt, item.prompt), text))
+                # All replies to a question share everything before them, and traits ask the same questions.
+                requests.append(replace(one, shared=one.start - 1))
+    found = iter(model.score(requests))
+    per_trait = {
+        trait: [next(found).log_likelihood - next(found).log_likelihood for _ in m] for trait, m in items.items()
+    }
+    return {trait: float(np.mean(d)) for trait, d in per_trait.items()}
+
+
+def _before(prompt: Prompt, ask: str) -> tuple[Turn, ...]:
+    return (*prompt.shots, Turn("user", ask))

@@ -15,6 +15,7 @@ from personae.files.casts import load_casts
 from personae.files.diagnostics import load_diagnostics, read_diagnostics
 
 CORE = load_diagnostics("core")
+THOROUGH = load_diagnostics("core", thorough=True)
 
 
 def words(text: str) -> list[str]:
@@ -42,8 +43,23 @@ def test_halves_share_no_topic_and_no_prompt() -> None:
     assert len({i.prompt for i in CORE.items if i.kind == "reply"}) == 16
 
 
+def test_further_items_are_tests_on_topics_of_their_own() -> None:
+    assert THOROUGH.items[: len(CORE.items)] == CORE.items
+    more = THOROUGH.items[len(CORE.items) :]
+    assert Counter(i.trait for i in more) == dict.fromkeys(CORE.traits, 24)
+    assert {(i.kind, i.split) for i in more} == {("reply", "test")}
+    assert not {i.topic for i in more} & {i.topic for i in CORE.items}
+    assert len({(i.topic, i.prompt) for i in more}) == 24
+
+
+def test_further_items_need_a_built_in_cast_that_has_some(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"trait": "a", "kind": "statement", "pos": "x", "neg": "y"}')
+    with pytest.raises(InvalidSettings, match="items are given"):
+        load_diagnostics("core", [tmp_path / "mine.jsonl"], thorough=True)
+
+
 def test_no_text_is_used_twice() -> None:
-    texts = Counter(text for i in CORE.items for text in (i.pos, i.neg))
+    texts = Counter(text for i in THOROUGH.items for text in (i.pos, i.neg))
     assert [t for t, n in texts.items() if n > 1] == []
 
 
@@ -51,13 +67,13 @@ def test_items_share_no_run_of_four_words_with_any_instruction() -> None:
     cast = load_casts(["core"])
     instructed = {g for t in cast.traits for p in (t.pos, t.neg) for text in p.instructions for g in grams(text, 4)}
     assert len(instructed) > 5000
-    shared = [(i.id, g) for i in CORE.items for text in (i.pos, i.neg) for g in grams(text, 4) & instructed]
+    shared = [(i.id, g) for i in THOROUGH.items for text in (i.pos, i.neg) for g in grams(text, 4) & instructed]
     assert shared == []
 
 
 def test_replies_of_a_pair_are_of_like_length() -> None:
     """In words here; in tokens of the default model by the test of that model."""
-    for item in CORE.items:
+    for item in THOROUGH.items:
         if item.kind == "reply":
             a, b = len(item.pos), len(item.neg)
             assert max(a, b) / min(a, b) < 2.2, item.id

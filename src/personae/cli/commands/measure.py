@@ -45,6 +45,7 @@ class Settings:
     steer: tuple[str, ...] = ()
     cap: tuple[str, ...] = ()
     vectors: tuple[str, ...] = ()
+    thorough: bool = False
 
     @property
     def edits(self) -> EditNames:
@@ -72,6 +73,7 @@ def command(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only one half of the items: 'dev' or 'test'.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only the paired replies, which make the headline.")] = False,
+    thorough: opt.Thorough = False,
     steer: opt.Steer = None,
     cap: opt.Cap = None,
     vectors: opt.Vectors = None,
@@ -85,7 +87,7 @@ def command(
     """Say where a model stands on every trait of a cast, without a judge, and what moved from another."""
     chosen = (model, cast, only, tuple(items or ()), system.strip(), versus, split, quick)
     edits = (tuple(steer or ()), tuple(cap or ()), tuple(vectors or ()))
-    return execute(Settings(*chosen, out, seed, as_json, quiet, device, dtype, *edits))
+    return execute(Settings(*chosen, out, seed, as_json, quiet, device, dtype, *edits, thorough))
 
 
 def execute(settings: Settings) -> int:
@@ -101,7 +103,9 @@ def execute(settings: Settings) -> int:
     for name in (settings.model, settings.versus):
         if name is not None:
             resolve(name)  # an unknown name is told before anything dear
-    source = load_items(settings.model, settings.cast, settings.items, settings.only)
+    source = load_items(
+        settings.model, settings.cast, settings.items, settings.only, thorough=settings.thorough
+    )
     folder = make_run_folder(settings.out, NAME)
     profile = _measured(settings, settings.model, source, asked, settings.edits)
     versus = None

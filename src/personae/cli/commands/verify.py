@@ -64,6 +64,7 @@ class Settings:
     share: float = 0.1
     ranking: tuple[str, ...] = METHODS
     pilot: bool = False
+    thorough: bool = False
 
 
 def command(
@@ -103,6 +104,7 @@ def command(
         typer.Option(help=f"How --attribution names rows: {', '.join(METHODS)}; repeatable. Default: all of them."),
     ] = None,
     pilot: opt.Pilot = False,
+    thorough: opt.Thorough = False,
     out: opt.Out = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -132,6 +134,7 @@ def command(
             share,
             tuple(ranking or METHODS),
             pilot,
+            thorough,
         )
     )
 
@@ -141,7 +144,7 @@ def execute(settings: Settings) -> int:
     names = _named(settings)
     shown = DEFAULT_FORECASTER if "all" in settings.forecaster else names[0]
     run = read_trained_run(settings.training)
-    cast, items = cast_and_items(settings.cast, settings.only, settings.items)
+    cast, items = cast_and_items(settings.cast, settings.only, settings.items, thorough=settings.thorough)
     if any(FORECASTERS[name].needs_statements for name in names):
         require_statements(signed_statements(items), [t.id for t in cast.traits])
     if settings.pilot:
@@ -254,7 +257,9 @@ def _asked(settings: Settings) -> Asked | None:
     )
 
 
-def cast_and_items(names: tuple[str, ...], only: str | None, files: tuple[str, ...]) -> tuple[Cast, DiagnosticSet]:
+def cast_and_items(
+    names: tuple[str, ...], only: str | None, files: tuple[str, ...], *, thorough: bool = False
+) -> tuple[Cast, DiagnosticSet]:
     """The cast's traits that have diagnostic items, and those items.
 
     Raises:
@@ -264,7 +269,7 @@ def cast_and_items(names: tuple[str, ...], only: str | None, files: tuple[str, .
     cast = load_casts(names)
     if only is not None:
         cast = cast.select([n.strip() for n in only.split(",") if n.strip()])
-    items = load_diagnostics("+".join(names), files)
+    items = load_diagnostics("+".join(names), files, thorough=thorough)
     shared = [t.id for t in cast.traits if t.id in items.traits]
     if not shared:
         raise InputError(
