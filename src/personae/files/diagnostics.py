@@ -48,9 +48,7 @@ def diagnostics_path(cast: str) -> Path:
     return Path(str(resources.files("personae") / "diagnostics" / f"{cast}.jsonl"))
 
 
-def load_diagnostics(
-    cast: str = "core", files: Iterable[str | Path] = (), *, thorough: bool = False
-) -> DiagnosticSet:
+def load_diagnostics(cast: str = "core", files: Iterable[str | Path] = (), *, thorough: bool = False) -> DiagnosticSet:
     """The items of a built-in cast, or of files if any are given (joined in the order given).
 
     Args:

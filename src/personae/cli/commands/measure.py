@@ -103,9 +103,7 @@ def execute(settings: Settings) -> int:
     for name in (settings.model, settings.versus):
         if name is not None:
             resolve(name)  # an unknown name is told before anything dear
-    source = load_items(
-        settings.model, settings.cast, settings.items, settings.only, thorough=settings.thorough
-    )
+    source = load_items(settings.model, settings.cast, settings.items, settings.only, thorough=settings.thorough)
     folder = make_run_folder(settings.out, NAME)
     profile = _measured(settings, settings.model, source, asked, settings.edits)
     versus = None
