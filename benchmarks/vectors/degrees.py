@@ -1,4 +1,4 @@
-"""Do vectors tell degrees of a trait within one type of prompt? `personae vectors conditions`, trait pairs kept apart.
+"""Do vectors tell degrees of a trait within one type of prompt? `personae vectors conditions`, summed up.
 
     python -m benchmarks.vectors.degrees --work FOLDER [--traits a,b …] [--store]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for group in args.traits:
-        out = args.work / group.replace(",", "+")
+        out = args.work / f"{group.replace(',', '+')}-all"
         if not (out / "run.json").is_file():
             how = Settings(
                 args.model, only=group, n_questions=10, n_prompts=args.n_prompts, n_items=args.n_items, out=str(out)
@@ -43,19 +44,30 @@ def main() -> None:
         rows += json.loads((out / "run.json").read_text())["result"]["traits"]
     body = {
         "model": args.model,
-        "prompts_a_type": args.n_prompts,
+        "design": "every trait under the prompts about all of its group",
+        "n_prompts": args.n_prompts,
         "items": args.n_items,
-        "mean_r": {kind: float(np.mean([abs(r[kind]["r"]) for r in rows])) for kind in ("pooled", "within")},
-        "beats_every_null": {kind: sum(r[kind]["beats_every_null"] for r in rows) for kind in ("pooled", "within")},
-        "beats_random": {
-            kind: sum(n["p"] <= 0.05 for r in rows for n in r[kind]["nulls"] if n["name"] == "random")
-            for kind in ("pooled", "within")
-        },
+        **{kind: summary([r for r in rows if r["vector"] == kind]) for kind in ("difference", "gradient")},
         "traits": rows,
     }
     print(json.dumps({k: v for k, v in body.items() if k != "traits"}))
     if args.store:
         print(write_result(f"degrees-{args.model}", body))
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of one kind of vector: mean correlation, and how many traits beat each null."""
+    made: dict[str, Any] = {}
+    for part in ("pooled", "within"):
+        nulls = [n for r in rows for n in r[part]["nulls"]]
+        names = list(dict.fromkeys(n["name"] for n in nulls))
+        made[part] = {
+            "mean_r": round(float(np.mean([r[part]["r"] for r in rows])), 3),
+            "beats": {name: sum(n["beaten"] for n in nulls if n["name"] == name) for name in names},
+            "beats_every_null": sum(r[part]["beats_every_null"] for r in rows),
+            "of": len(rows),
+        }
+    return made
 
 
 if __name__ == "__main__":

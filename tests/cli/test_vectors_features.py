@@ -83,24 +83,46 @@ def test_conditions_judge_a_vector_within_types(personae, model_folder: Path, tm
         *("--n-items", 4, "--n-questions", 4, "--out", "run", *SHORT),
     )
     assert found.status == 0, found.err
-    assert [t["id"] for t in found.json["traits"]] == ["contemptuous", "formal"]
+    kinds = [(t["id"], t["vector"]) for t in found.json["traits"]]
+    assert kinds == [(t, v) for t in ("contemptuous", "formal") for v in ("difference", "gradient")]
     for trait in found.json["traits"]:
         for kind in ("pooled", "within"):
             assert -1 <= trait[kind]["r"] <= 1
             assert {n["name"] for n in trait[kind]["nulls"]} == {
                 "permuted labels", "random", "other traits", "components",
             }  # fmt: skip
-        assert set(trait["by_type"]) == set(found.json["types"])
+        own = {"told to", "told not to", "shown"}
+        other = "formal" if trait["id"] == "contemptuous" else "contemptuous"
+        assert set(trait["by_type"]) == own | {f"{t}: {other}" for t in own} | {"told else", "plain"}
         assert 0 <= trait["share_of_types"] <= 1
-    prompts = pq.read_table("run/prompts.parquet")
-    # Four types about each of two traits and two about neither, three prompts each; both traits under all of them.
-    assert prompts.num_rows == 2 * (2 * 4 + 2) * 3
-    assert set(prompts["shots"].to_pylist()) == {0, 2}, "as many replies are shown whatever their share"
-    rows = prompts.to_pylist()
-    assert {r["type"] for r in rows if r["about"] not in ("", r["trait"])} == {"told another", "shown another"}
+    rows = pq.read_table("run/prompts.parquet").to_pylist()
+    # Two wordings and twice three shares about each of two traits, three prompts of each type about neither; both
+    # traits under all of them.
+    assert len(rows) == 2 * (2 * (3 + 3 + 6) + 3 + 3)
+    shown = [r for r in rows if r["type"] == "shown"]
+    assert {r["shots"] for r in rows} == {0, 2}, "as many replies are shown whatever their share"
+    assert [r["positive_shots"] for r in shown if r["trait"] == "formal"] == [0, 1, 2] * 2
+    assert {r["about"] for r in shown} == {"contemptuous", "formal"}
     short = personae("vectors", "conditions", "--model", model_folder, "--only", "formal")
     assert short.status == 2
     assert "at least two traits" in short.err
+    few = [
+        {"trait": t, "kind": "reply", "prompt": f"{k}?", "pos": "yes", "neg": "no"}
+        for k in range(6)
+        for t in ("a", "b")
+    ]
+    Path("few.jsonl").write_text("".join(json.dumps(r) + "\n" for r in few))
+    cast = {
+        "id": "own",
+        "traits": [
+            {"id": t, **{p: {"label": p, "instructions": [f"Be {t} {p}."]} for p in ("pos", "neg")}} for t in ("a", "b")
+        ],
+    }
+    Path("own.yaml").write_text(json.dumps(cast))
+    call = ("vectors", "conditions", "--model", model_folder, "--cast", "own.yaml", "--items", "few.jsonl")
+    unsplit = personae(*call)
+    assert unsplit.status == 2
+    assert "'a' has 0 items of kind 'reply' with split 'dev'" in unsplit.err
     world = personae("vectors", "conditions", "--model", "world:tiny/exact", "--only", "formal,contemptuous")
     assert world.status != 0
 

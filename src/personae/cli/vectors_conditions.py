@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +22,9 @@ from personae.domain.diagnostic import Diagnostic
 from personae.domain.persona import Cast
 from personae.errors import InvalidSettings, MissingCapability
 from personae.files.casts import built_in_casts, load_casts
+from personae.files.diagnostics import has_further_items
 from personae.inference.conditions import ConditionTest, judge_conditions
-from personae.inference.nulls import Poles, Tested
+from personae.inference.nulls import Poles, Tested, direction_of
 from personae.instruments.steering import parse_layers
 from personae.models.activations import check_layers, require_activations
 from personae.models.catalogue import DEFAULT_MODEL, resolve
@@ -35,13 +37,15 @@ from personae.protocols.conditions import (
     measure_prompts,
     prompts_for,
 )
+from personae.protocols.push import trait_gradients
 from personae.protocols.vector_material import choose_questions, contrasts
-from personae.protocols.vectors import Extractor, ExtractSettings, Material, mean_difference_vector
+from personae.protocols.vectors import Extractor, ExtractSettings, Material
 from personae.report.text import clean
 from personae.running.progress import progress_bar
 from personae.running.run import make_run_folder, provenance, write_json, write_table
 
 NAME = "vectors conditions"
+N_GRADIENT = 12  # items behind a gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,13 @@ def conditions(
     questions: QuestionFile = None,
     n_questions: NQuestions = N_TRAINING,
     n_prompts: Annotated[
-        int, typer.Option("--n-prompts", min=3, max=len(WORDINGS), help="Prompts of a type, of each trait.")
+        int,
+        typer.Option(
+            "--n-prompts",
+            min=3,
+            max=len(WORDINGS),
+            help="Wordings of each instruction told, and shares of replies shown.",
+        ),
     ] = 6,
     n_items: Annotated[
         int, typer.Option("--n-items", min=LEAST_ITEMS, help="Paired replies that measure the trait under a prompt.")
@@ -88,7 +98,7 @@ def conditions(
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
 ) -> int:
-    """Judge vectors by prompts of six types: do they tell degrees within a type, or only the types?"""
+    """Judge vectors by prompts of several types: do they tell degrees within a type, or only the types?"""
     return execute(
         Settings(
             model, cast, only, tuple(items or ()), layers, questions, n_questions, n_prompts, n_items, out, seed,
@@ -101,13 +111,15 @@ def execute(settings: Settings) -> int:
     """Measure prompts of every trait, judge its direction, and give the exit status."""
     chosen = None if settings.layers is None else parse_layers(settings.layers, "--layers")
     known = load_casts([settings.cast])
-    source = load_items(settings.model, settings.cast, settings.items, settings.only)
+    more = not settings.items and has_further_items(settings.cast)
+    source = load_items(settings.model, settings.cast, settings.items, settings.only, thorough=more)
     traits = [t for t in source.items.traits if t in {trait.id for trait in known.traits}]
     if len(traits) < 2:
         raise InvalidSettings(
             "the directions of other traits are one of the nulls: name at least two traits with items and poles.",
             hint=f"Traits of '{settings.cast}': {', '.join(t.id for t in known.traits)}.",
         )
+    _check_items(source, traits, settings)
     asked = asked_in(settings.questions)
     resolve(settings.model)
     folder = make_run_folder(settings.out, NAME.replace(" ", "-"))
@@ -121,14 +133,15 @@ def execute(settings: Settings) -> int:
         )
     material = _material(bench, known.select(traits), asked, settings, layers)
     measured = _measured(bench, known, material, source, settings, layers)
-    judged = _judged(material, measured, settings.seed)
+    made = _directions(bench, material, source, settings, layers)
+    judged = _judged(made, measured, settings.seed)
     summary = {
         "command": NAME,
         "model": settings.model,
         "cast": settings.cast,
-        "types": list(dict.fromkeys(p.type_for(traits[0]) for p in measured.prompts)),
+        "types": list(dict.fromkeys(p.type for p in measured.prompts)),
         "n_prompts": len(measured.prompts),
-        "traits": [condition_json(t, test, layers) for t, test in judged.items()],
+        "traits": [condition_json(*which, test, layers) for which, test in judged.items()],
         "run": str(folder),
     }
     _write_prompts(folder / "prompts.parquet", measured)
@@ -143,8 +156,8 @@ def execute(settings: Settings) -> int:
     return 0
 
 
-def condition_json(trait: str, test: ConditionTest, layers: tuple[int, ...]) -> dict[str, object]:
-    """One trait as plain values; layers are block numbers."""
+def condition_json(trait: str, vector: str, test: ConditionTest, layers: tuple[int, ...]) -> dict[str, object]:
+    """One vector of a trait as plain values; layers are block numbers."""
 
     def plain(t: Tested) -> dict[str, object]:
         nulls = [asdict(n) for n in t.nulls]
@@ -155,6 +168,7 @@ def condition_json(trait: str, test: ConditionTest, layers: tuple[int, ...]) -> 
 
     return {
         "id": trait,
+        "vector": vector,
         "pooled": plain(test.pooled),
         "within": plain(test.within),
         "by_type": test.by_type,
@@ -213,20 +227,67 @@ def _measured(
         )
 
 
-def _judged(material: list[Material], measured: Measured, seed: int) -> dict[str, ConditionTest]:
-    vectors = {m.contrast.id: mean_difference_vector(m, "prompt", -1).values for m in material}
-    found: dict[str, ConditionTest] = {}
-    for k, m in enumerate(material):
+def _directions(
+    bench: Workbench, material: list[Material], source: Source, settings: Settings, layers: tuple[int, ...]
+) -> dict[tuple[str, str], Poles]:
+    """What directions are made from, by trait and kind of vector.
+
+    A gradient is made from test items that measure nothing here; a trait without four of them has none. Its poles are
+    the items' gradients with both signs, so that permuted labels are flipped signs.
+    """
+    found: dict[tuple[str, str], Poles] = {}
+    for m in material:
         trait = m.contrast.id
-        found[trait] = judge_conditions(
-            Poles(m.training.values, np.array([s == "pos" for s in m.training.labels]), m.training.groups),
-            measured.values,
+        found[trait, "difference"] = Poles(
+            m.training.values, np.array([s == "pos" for s in m.training.labels]), m.training.groups
+        )
+        test = _replies(source, trait, "test")
+        measured = {i.id for i in _spread(test, settings.n_items)}
+        free = _spread([i for i in test if i.id not in measured], N_GRADIENT)
+        if len(free) >= LEAST_ITEMS:
+            model = require_activations(bench.model)
+            g = trait_gradients(model, bench.renderer, free)[:, list(layers)]
+            ids = [i.id for i in free]
+            found[trait, "gradient"] = Poles(np.concatenate([g, -g]), np.arange(2 * len(g)) < len(g), [*ids, *ids])
+    return found
+
+
+def _judged(
+    made: Mapping[tuple[str, str], Poles], measured: Measured, seed: int
+) -> dict[tuple[str, str], ConditionTest]:
+    """Each direction on the prompts of all traits, beside those of the same kind of the other traits."""
+    found: dict[tuple[str, str], ConditionTest] = {}
+    for k, ((trait, kind), poles) in enumerate(made.items()):
+        others = [direction_of(p) for (t, of), p in made.items() if t != trait and of == kind]
+        found[trait, kind] = judge_conditions(
+            poles,
+            measured.values[trait],
             measured.scores[trait],
             [p.type_for(trait) for p in measured.prompts],
             rng=np.random.default_rng([seed, 62, k]),
-            others=np.stack([v for t, v in vectors.items() if t != trait]),
+            others=np.stack(others) if others else None,
         )
     return found
+
+
+def _check_items(source: Source, traits: list[str], settings: Settings) -> None:
+    """Before anything dear: whether every trait has replies to show and others to be measured by.
+
+    Raises:
+        InvalidSettings: If one has not.
+    """
+    for trait in traits:
+        for split, least, what in (
+            ("dev", settings.n_prompts - 1, "to show"),
+            ("test", LEAST_ITEMS, "to measure it by"),
+        ):
+            n = len(_replies(source, trait, split))
+            if n < least:
+                raise InvalidSettings(
+                    f"'{trait}' has {n} items of kind 'reply' with split '{split}'; {least} are wanted {what}.",
+                    hint="Give more with --items, or leave the trait out with --only."
+                    + (" --n-prompts asks for more or fewer to show." if split == "dev" else ""),
+                )
 
 
 def _replies(source: Source, trait: str, split: str) -> list[Diagnostic]:
@@ -249,25 +310,26 @@ def _write_prompts(path: Path, measured: Measured) -> None:
         "type": [p.type_for(t) for t, p, _ in rows],
         "system": [p.frame.instruction for _, p, _ in rows],
         "shots": [len(p.shots) // 2 for _, p, _ in rows],
+        "positive_shots": [p.n_positive for _, p, _ in rows],
         "score": [s for _, _, s in rows],
     }
     write_table(path, columns, {"unit": "nats towards the positive pole, mean of the items' log-odds"})
 
 
-def _print(judged: dict[str, ConditionTest], layers: tuple[int, ...], folder: Path) -> None:
+def _print(judged: Mapping[tuple[str, str], ConditionTest], layers: tuple[int, ...], folder: Path) -> None:
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
     heads = ("trait", "pooled r", "random", "within r", "permuted", "random", "others", "parts", "layer", "types", "")
     for column in heads:
         table.add_column(column, justify="left" if column in ("trait", "") else "right", no_wrap=True)
-    for trait, test in judged.items():
+    for (trait, kind), test in judged.items():
         nulls = {n.name: f"{n.high:.2f}" for n in test.within.nulls}
         table.add_row(
-            Text(clean(trait)),
+            Text(clean(trait) + (", gradient" if kind == "gradient" else "")),
             f"{test.pooled.signed:+.2f}",
             f"{test.pooled.null('random').high:.2f}",
             f"{test.within.signed:+.2f}",
-            *(nulls[n] for n in ("permuted labels", "random", "other traits", "components")),
+            *(nulls.get(n, "-") for n in ("permuted labels", "random", "other traits", "components")),
             str(layers[test.within.layer]),
             f"{test.share_of_types:.0%}",
             "*" if test.within.beats_every_null else "",
@@ -276,9 +338,10 @@ def _print(judged: dict[str, ConditionTest], layers: tuple[int, ...], folder: Pa
     console.print(
         Text(
             "r: projection at the end of a prompt against the trait measured under it, largest over layers; within: "
-            "after the mean of each type of prompt is taken off both. Beside them what 97.5 % of permuted labels and "
-            "of random directions like the data stay below, and the largest of the other traits' vectors and of the "
-            "principal components. types: share of the trait's variance that lies between types. * beats all within.",
+            "after the mean of each type of prompt about each trait is taken off both. Beside them what 97.5 % of "
+            "permuted labels and of random directions like the data stay below, and the largest of the other traits' "
+            "vectors and of the principal components. types: share of the trait's variance that lies between types. "
+            "* beats all within.",
             style="dim",
         )
     )

@@ -48,6 +48,11 @@ def diagnostics_path(cast: str) -> Path:
     return Path(str(resources.files("personae") / "diagnostics" / f"{cast}.jsonl"))
 
 
+def has_further_items(cast: str) -> bool:
+    """Whether a built-in cast has test items beyond those that are asked by default."""
+    return diagnostics_path(f"{cast}-more").is_file()
+
+
 def load_diagnostics(cast: str = "core", files: Iterable[str | Path] = (), *, thorough: bool = False) -> DiagnosticSet:
     """The items of a built-in cast, or of files if any are given (joined in the order given).
 
@@ -73,7 +78,7 @@ def load_diagnostics(cast: str = "core", files: Iterable[str | Path] = (), *, th
                 hint="Give them with --items FILE; docs/how-to/measure-a-model.md has the format.",
             )
         paths = [diagnostics_path(cast)]
-        if thorough and not diagnostics_path(f"{cast}-more").is_file():
+        if thorough and not has_further_items(cast):
             raise UnknownPersona(f"the cast '{cast}' has no further items.", hint="Leave out --thorough.")
         paths += [diagnostics_path(f"{cast}-more")] if thorough else []
     items = tuple(i for path in paths for i in read_diagnostics(path))

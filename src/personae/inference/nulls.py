@@ -128,6 +128,12 @@ class Judged:
     condition: Sequence[Hashable] | None = None
 
 
+def direction_of(poles: Poles) -> NDArray[np.float32]:
+    """The mean of the positive side less that of the negative, shape (n_layers, d_model)."""
+    sign = np.where(poles.positive, 1.0, -1.0)
+    return _differences(np.asarray(poles.values, np.float32), sign[None])[0]
+
+
 def null_battery(
     poles: Poles,
     judged: Judged,

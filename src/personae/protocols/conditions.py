@@ -3,22 +3,22 @@
     told to        the held-out instruction of a trait's positive pole, in wordings from faint to strong
     told not to    that of its negative pole
     shown          conversations of equally many replies, of which none to all are like the positive pole and the
-                   others like the negative one, in random order
-    shown again    the same with other replies
-    told else      instructions of other traits and roles
+                   others like the negative one, in random order; each share twice
+    told else      instructions of traits and roles that are not judged
     plain          generic system prompts, and none
 
-A vector is held against the prompts about all traits together, told and shown about another one being types of their
-own. Under prompts about one trait alone all states lie near one line, which any direction follows; and the number of
-replies shown is held, since a direction that only tells how long a conversation is would follow that.
+A vector is held against the prompts about all traits together; those about another one are types of their own. Under
+prompts about one trait alone all states lie near one line, which any direction follows; and the number of replies shown
+is held, since a direction that only tells how long a conversation is would follow that.
 
 A trait is measured by paired replies to a few questions (as `measure` does), the state is read at the last token of
-the same prompts; both are means over the questions, so that a prompt is one point. Neither the instructions told, nor
-the replies shown, nor the questions asked made the vector. Not here: what follows (`inference.conditions`).
+the same prompts; both are means over the trait's questions, so that a prompt is one point. Neither the instructions
+told, nor the replies shown, nor the questions asked made the vector. Not here: what follows (`inference.conditions`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,6 +29,7 @@ from personae.domain.diagnostic import Diagnostic
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Cast, Persona
 from personae.errors import InvalidSettings
+from personae.inference.conditions import LEAST
 from personae.instruments.reading import Reading, read_all
 from personae.models.activations import EditableModel
 from personae.models.rendering import Frame, Renderer
@@ -36,7 +37,6 @@ from personae.protocols.space import GENERIC
 from personae.protocols.vector_material import Contrast
 
 Floats = NDArray[np.float64]
-TYPES = ("told to", "told not to", "shown", "shown again", "told else", "plain")
 WORDINGS = (
     "{}",
     "Only very slightly, and hardly ever: {}",
@@ -54,20 +54,22 @@ class Prompt:
     """What stands before a question.
 
     Attributes:
-        type: One of `TYPES`.
+        type: "told to", "told not to", "shown", "told else" or "plain".
         frame: The system prompt.
         shots: Turns of a conversation before it.
         trait: The trait that it is about; empty for those about none of the traits judged.
+        n_positive: How many of the replies shown are like the positive pole.
     """
 
     type: str
     frame: Frame
     shots: tuple[Turn, ...] = ()
     trait: str = ""
+    n_positive: int = 0
 
     def type_for(self, trait: str) -> str:
-        """Its type where `trait` is judged."""
-        return self.type if self.trait in ("", trait) else f"{self.type.split()[0]} another"
+        """Its type where `trait` is judged: prompts about another trait are types of their own."""
+        return self.type if self.trait in ("", trait) else f"{self.type}: {self.trait}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,24 +79,25 @@ class Measured:
     Attributes:
         prompts: The prompts.
         scores: By trait, mean log-odds of the poles' replies under each prompt, nats, shape (n_prompts,).
-        values: Mean state at the ends of the prompts, shape (n_prompts, n_layers, d_model).
+        values: By trait, mean state at the ends of the prompts with its questions, (n_prompts, n_layers, d_model);
+            traits that ask the same questions have the same array.
     """
 
     prompts: tuple[Prompt, ...]
     scores: Mapping[str, Floats]
-    values: NDArray[np.float32]
+    values: Mapping[str, NDArray[np.float32]]
 
 
 def prompts_for(
     renderer: Renderer, contrast: Contrast, items: Sequence[Diagnostic], *, n: int = 6, rng: np.random.Generator
 ) -> tuple[Prompt, ...]:
-    """Prompts about one trait: told to, told not to, shown and shown again.
+    """Prompts about one trait: n told to, n told not to, 2 n shown.
 
     Args:
         renderer: Renders for the model.
         contrast: The trait's poles; the last instruction of each is told, which `vectors extract` holds out.
-        items: Replies that are shown; none of the items the trait is measured by.
-        n: Prompts of a type.
+        items: Replies that are shown, at least n - 1; none of the items the trait is measured by.
+        n: Wordings of an instruction, and shares of replies shown.
         rng: Source of randomness.
 
     Raises:
@@ -103,8 +106,8 @@ def prompts_for(
     shown = [i for i in items if i.kind == "reply"]
     if len(shown) < n - 1:
         raise InvalidSettings(
-            f"'{contrast.id}' has {len(shown)} items to show and {n - 1} are wanted.",
-            hint="Ask for fewer with --n-prompts.",
+            f"'{contrast.id}' has {len(shown)} reply items with split 'dev' to show, and {n - 1} are wanted.",
+            hint="Ask for fewer with --n-prompts, or give more with --items.",
         )
     made: list[Prompt] = []
     for kind, persona in (("told to", contrast.positive), ("told not to", contrast.negative)):
@@ -112,31 +115,30 @@ def prompts_for(
         worded = replace(persona, instructions=tuple(w.format(last[0]) for w in WORDINGS[:n]))
         made += [Prompt(kind, frame, trait=contrast.id) for frame in renderer.frames(worded)]
     none = renderer.frames(Persona(PLAIN, ()))[0]
-    for kind in ("shown", "shown again"):
-        for k in range(n):
-            picked = [shown[i] for i in rng.permutation(len(shown))[: n - 1]]
-            positive = rng.permutation(n - 1) < k
-            turns = [(i.prompt, i.pos if p else i.neg) for i, p in zip(picked, positive, strict=True)]
-            shots = tuple(t for ask, reply in turns for t in (Turn("user", ask), Turn("assistant", reply)))
-            made.append(Prompt(kind, none, shots, contrast.id))
+    for k in (*range(n), *range(n)):
+        picked = [shown[i] for i in rng.permutation(len(shown))[: n - 1]]
+        positive = rng.permutation(n - 1) < k
+        turns = [(i.prompt, i.pos if p else i.neg) for i, p in zip(picked, positive, strict=True)]
+        shots = tuple(t for ask, reply in turns for t in (Turn("user", ask), Turn("assistant", reply)))
+        made.append(Prompt("shown", none, shots, contrast.id, k))
     return tuple(made)
 
 
 def common_prompts(
-    renderer: Renderer, cast: Cast, without: Sequence[str], *, n: int = 6, rng: np.random.Generator
+    renderer: Renderer, cast: Cast, judged: Sequence[str], *, n: int = 6, rng: np.random.Generator
 ) -> tuple[Prompt, ...]:
-    """Prompts about none of the traits judged: told else and plain.
+    """Prompts about none of the traits judged: told else, unless the cast has too little else, and plain.
 
     Args:
         renderer: Renders for the model.
         cast: Where instructions are drawn from.
-        without: The traits judged.
+        judged: The traits judged.
         n: Prompts of a type.
         rng: Source of randomness.
     """
-    poles = [p for t in cast.traits if t.id not in without for p in (t.pos, t.neg)]
+    poles = [p for t in cast.traits if t.id not in judged for p in (t.pos, t.neg)]
     told = [p for p in (*poles, *cast.roles) if p.instructions]
-    chosen = rng.permutation(len(told))[:n]
+    chosen = rng.permutation(len(told))[:n] if len(told) >= LEAST else ()
     made = [Prompt("told else", renderer.frames(told[k])[0]) for k in chosen]
     none = renderer.frames(Persona(PLAIN, ()))[0]
     plain = renderer.frames(Persona(PLAIN, _PLAIN))[: n - 1]
@@ -170,12 +172,13 @@ def measure_prompts(
     for trait, mine in asked.items():
         if len(mine) < LEAST_ITEMS:
             raise InvalidSettings(
-                f"{len(mine)} items with paired replies are too few to measure '{trait}' by.",
-                hint="Give at least four.",
+                f"'{trait}' has {len(mine)} reply items with split 'test': too few to measure it by.",
+                hint=f"Give at least {LEAST_ITEMS} with --items.",
             )
     questions = list(dict.fromkeys(i.prompt for mine in asked.values() for i in mine))
+    places = {trait: tuple(questions.index(i.prompt) for i in mine) for trait, mine in asked.items()}
     scores: dict[str, list[float]] = {trait: [] for trait in asked}
-    values = []
+    values: dict[tuple[int, ...], list[NDArray[np.float32]]] = {place: [] for place in places.values()}
     for k, prompt in enumerate(prompts):
         for trait, found in _scored(model, renderer, prompt, asked).items():
             scores[trait].append(found)
@@ -183,28 +186,34 @@ def measure_prompts(
             Reading(f"{k}|{n}", prompt.type, ask, prompt.frame, Episode(f"{k}|{n}", _before(prompt, ask), "."))
             for n, ask in enumerate(questions)
         ]
-        states = read_all(model, renderer, readings, reduce="prompt_last", layers=layers)
-        values.append(states.values.mean(axis=0))
+        states = read_all(model, renderer, readings, reduce="prompt_last", layers=layers).values
+        for place, kept in values.items():
+            kept.append(states[list(place)].mean(axis=0))
         advance(1)
-    return Measured(tuple(prompts), {t: np.array(found) for t, found in scores.items()}, np.stack(values))
+    stacked = {place: np.stack(kept) for place, kept in values.items()}
+    return Measured(
+        tuple(prompts),
+        {trait: np.array(found) for trait, found in scores.items()},
+        {trait: stacked[place] for trait, place in places.items()},
+    )
 
 
 def _scored(
     model: EditableModel, renderer: Renderer, prompt: Prompt, items: Mapping[str, Sequence[Diagnostic]]
 ) -> dict[str, float]:
     """Mean log-odds of every trait's replies under one prompt, nats."""
+    n_asked = Counter(item.prompt for mine in items.values() for item in mine)
     requests = []
-    for mine in items.values():
-        for item in mine:
-            for text in (item.pos, item.neg):
-                one = renderer.render(prompt.frame, Episode(item.id, _before(prompt, item.prompt), text))
-                # All replies to a question share everything before them, and traits ask the same questions.
-                requests.append(replace(one, shared=one.start - 1))
+    for item in (i for mine in items.values() for i in mine):
+        for text in (item.pos, item.neg):
+            one = renderer.render(prompt.frame, Episode(item.id, _before(prompt, item.prompt), text))
+            # Replies of several traits to one question share everything before them; two replies gain little by it.
+            requests.append(replace(one, shared=one.start - 1) if n_asked[item.prompt] > 1 else one)
     found = iter(model.score(requests))
-    per_trait = {
-        trait: [next(found).log_likelihood - next(found).log_likelihood for _ in m] for trait, m in items.items()
+    return {
+        trait: float(np.mean([next(found).log_likelihood - next(found).log_likelihood for _ in mine]))
+        for trait, mine in items.items()
     }
-    return {trait: float(np.mean(d)) for trait, d in per_trait.items()}
 
 
 def _before(prompt: Prompt, ask: str) -> tuple[Turn, ...]:
