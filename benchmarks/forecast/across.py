@@ -35,12 +35,13 @@ def main() -> None:
 
 
 def _of(bodies: list[dict[str, Any]], model: str, seed: int) -> dict[int, Shifts]:
-    """Changes of every item by dose and file."""
+    """Changes by dose and file of the items that all runs were measured by."""
+    n = min(len(dose["items"]) for b in bodies for dose in b["doses"].values())
     found: dict[int, Shifts] = {}
     for b in bodies:
         if b["model"] == model and b["seed"] == seed:
             for rows, dose in b["doses"].items():
-                found.setdefault(int(rows), {})[b["name"]] = np.array(dose["items"])
+                found.setdefault(int(rows), {})[b["name"]] = np.array(dose["items"][:n])
     return found
 
 

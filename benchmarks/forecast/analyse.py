@@ -66,7 +66,7 @@ def main() -> None:
         for n in args.names
         if not method_named(n).uses_score or all(set(r.shift) <= set(r.readings.get(n, ())) for r in runs)
     ]
-    changes = item_changes()
+    changes = item_changes(runs)
     held: dict[str, Held] = {}
     for name in names:
         started = time.perf_counter()
@@ -319,9 +319,11 @@ def movements(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
     return made
 
 
-def item_changes() -> dict[str, list[float]]:
-    """Change of every item by run and dose."""
-    return {f"{b['run']}/{rows}": dose["items"] for b in stored_runs() for rows, dose in b["doses"].items()}
+def item_changes(runs: Sequence[PastRun]) -> dict[str, list[float]]:
+    """Changes by run and dose of the items that all of these runs were measured by."""
+    known = {f"{b['run']}/{rows}": dose["items"] for b in stored_runs() for rows, dose in b["doses"].items()}
+    n = min(len(known[r.run]) for r in runs)
+    return {r.run: known[r.run][:n] for r in runs}
 
 
 def _share(values: NDArray[np.bool_]) -> float | None:

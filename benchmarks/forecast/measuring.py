@@ -9,6 +9,7 @@ topic in common. Items that were added later are asked of the kept adapters alon
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ import numpy as np
 from benchmarks.environment import RESULTS
 from benchmarks.forecast.manifest import Run
 from benchmarks.forecast.work import DOSES_OF, DTYPE, adapters_of, train_run
-from personae.domain.diagnostic import DiagnosticSet
+from personae.domain.diagnostic import Diagnostic, DiagnosticSet
 from personae.files.diagnostics import load_diagnostics
 from personae.models.load import load_model
 from personae.numerics.clustered import cluster_mean
@@ -38,12 +39,18 @@ def items() -> DiagnosticSet:
     return load_diagnostics("core", thorough=True).select(kinds=("reply",), split=SPLIT)
 
 
+def digest(n: int | None = None) -> str:
+    """Of the items, or of the first `n`, which are those of earlier measurements."""
+    asked = [[i.id, i.pos, i.neg, i.prompt, i.split] for i in items().items[:n]]
+    return hashlib.blake2b(json.dumps(asked).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
 def measure_run(run: Run, folder: Path, evals: Path | None, *, doses: tuple[int, ...] = ()) -> dict[str, Any]:
     """Measure the given doses (none: the last) unless that is done, and store the shifts; gives all that is stored."""
     target = STORED / f"{run.id}.json"
     body = json.loads(target.read_text()) if target.is_file() else _head(run, train_run(run, folder, evals))
-    known = {int(rows): len(dose["items"]) for rows, dose in body["doses"].items()}
-    missing = [rows for rows in doses or DOSES_OF[run.model][-1:] if known.get(rows) != len(items().items)]
+    known = {int(rows): dose.get("digest") for rows, dose in body["doses"].items()}
+    missing = [rows for rows in doses or DOSES_OF[run.model][-1:] if known.get(rows) != digest()]
     if not missing:
         return body
     base, _ = _scores(run.model, folder / "base" / f"{run.model}.json")
@@ -51,7 +58,9 @@ def measure_run(run: Run, folder: Path, evals: Path | None, *, doses: tuple[int,
         adapter = adapters_of(run, folder)[rows]
         after, seconds = _scores(f"{run.model}+{adapter}", items_of(adapter, rows))
         changes = [round(after[i.id] - base[i.id], 2) for i in items().items]
-        body["doses"][str(rows)] = {"seconds": seconds, "shift": shifts(base, after), "items": changes}
+        body["doses"][str(rows)] = {
+            "seconds": seconds, "shift": shifts(base, after), "items": changes, "digest": digest(),
+        }  # fmt: skip
     # A line a dose keeps the file small and its differences readable.
     text = json.dumps(body).replace('"doses": {', '"doses": {\n').replace("}}, ", "}},\n") + "\n"
     _write(target, text)
@@ -91,19 +100,35 @@ def by_trait(changes: Sequence[float]) -> dict[str, list[float]]:
     return made
 
 
+def is_measured(kept: Path) -> bool:
+    """Whether scores of all items, as they are worded now, are kept."""
+    return kept.is_file() and not _missing(json.loads(kept.read_text()))
+
+
 def _scores(model: str, kept: Path) -> tuple[Scores, float]:
     """Scores of all items under a model, and the seconds that loading and asking took."""
-    stored = json.loads(kept.read_text()) if kept.is_file() else {"scores": {}, "seconds": 0.0}
-    missing = tuple(i for i in items().items if i.id not in stored["scores"])
+    stored = json.loads(kept.read_text()) if kept.is_file() else {"scores": {}, "texts": {}, "seconds": 0.0}
+    missing = _missing(stored)
     if missing:
         started = time.perf_counter()
         asked = DiagnosticSet(items().name, missing)
         profile = measure(load_model(model, device="cpu"), asked, settings=MeasureSettings(quick=True))
         new = {i: round(float(s), 5) for i, s in zip(profile.items.item, profile.items.score, strict=True)}
+        scores = stored["scores"] | new
         seconds = round(stored["seconds"] + time.perf_counter() - started, 2)
-        stored = {"scores": stored["scores"] | new, "seconds": seconds}
+        stored = {"scores": scores, "texts": {i.id: _worded(i) for i in items().items}, "seconds": seconds}
         _write(kept, json.dumps(stored))
-    return stored["scores"], stored["seconds"]
+    return {i.id: stored["scores"][i.id] for i in items().items}, stored["seconds"]
+
+
+def _missing(stored: dict[str, Any]) -> tuple[Diagnostic, ...]:
+    """Items that were not asked, or in other words."""
+    texts = stored.get("texts", {})
+    return tuple(i for i in items().items if i.id not in stored["scores"] or texts.get(i.id, _worded(i)) != _worded(i))
+
+
+def _worded(item: Diagnostic) -> str:
+    return hashlib.blake2b(json.dumps([item.prompt, item.pos, item.neg]).encode(), digest_size=6).hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

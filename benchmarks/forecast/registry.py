@@ -7,7 +7,6 @@ python -m benchmarks.forecast.registry        writes src/personae/reference/past
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.forecast.families import datasets
-from benchmarks.forecast.measuring import items, stored_runs
+from benchmarks.forecast.measuring import by_trait, digest, stored_runs
 from benchmarks.forecast.reading import READINGS
 from benchmarks.forecast.work import BATCH, DOSES
 from personae.instruments.forecast_ensemble import PARTS, combine
@@ -46,7 +45,7 @@ def past_runs(
         dose: Only of this many rows seen.
         seeds: Only of these seeds.
     """
-    made: list[PastRun] = []
+    found: list[tuple[dict[str, Any], dict[str, Any], int, list[float]]] = []
     for body in stored_runs():
         path = READINGS / f"{body['run']}.json"
         if not path.is_file() or (model and body["model"] != model) or (seeds and body["seed"] not in seeds):
@@ -54,11 +53,14 @@ def past_runs(
         read = json.loads(path.read_text())
         for rows, measured in body["doses"].items():
             if "form" in read and (dose is None or int(rows) == dose):
-                made.append(_record(body, read, int(rows), measured["shift"]))
-    return made
+                found.append((body, read, int(rows), measured["items"]))
+    # Runs that were measured by fewer items set what all are compared on.
+    n = min((len(changes) for *_, changes in found), default=0)
+    return [_record(body, read, rows, changes[:n]) for body, read, rows, changes in found]
 
 
-def _record(body: dict[str, Any], read: dict[str, Any], rows: int, shift: dict[str, list[float]]) -> PastRun:
+def _record(body: dict[str, Any], read: dict[str, Any], rows: int, changes: list[float]) -> PastRun:
+    shift = by_trait(changes)
     form = RunForm(**{**read["form"], "rows_seen": rows, "steps": rows // BATCH})
     return PastRun(
         run=f"{body['run']}/{rows}",
@@ -70,7 +72,7 @@ def _record(body: dict[str, Any], read: dict[str, Any], rows: int, shift: dict[s
         se={t: v[1] for t, v in shift.items()},
         readings=_readings(read),
         trained=(datasets()[body["name"]].trait,) if datasets()[body["name"]].trait else (),
-        items=items_digest(),
+        items=digest(len(changes)),
         seed=body["seed"],
         source=SOURCE,
     )
@@ -85,12 +87,6 @@ def _readings(read: dict[str, Any]) -> dict[str, dict[str, float]]:
         both = combine(scores, read["form"]["learning_rate"])
         found["ensemble"] = dict(zip(traits, map(float, both), strict=True))
     return found
-
-
-def items_digest() -> str:
-    """Digest of the diagnostic items, as `personae verify` writes it."""
-    asked = [[i.id, i.pos, i.neg, i.prompt, i.split] for i in items().items]
-    return hashlib.blake2b(json.dumps(asked).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _rounded(run: PastRun) -> PastRun:

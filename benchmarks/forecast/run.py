@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.forecast.manifest import Run, manifest
-from benchmarks.forecast.measuring import items_of, measure_run
+from benchmarks.forecast.measuring import is_measured, items_of, measure_run
 from benchmarks.forecast.reading import read_run, read_states
 from benchmarks.forecast.work import DOSES_OF, adapters_of, train_run
 
@@ -66,7 +66,7 @@ def _measure_early(run: Run, args: argparse.Namespace) -> str:
 
 def _collect(run: Run, args: argparse.Namespace) -> str:
     """Store again what FOLDER holds of the run; trains and measures nothing."""
-    found = tuple(rows for rows, a in adapters_of(run, args.folder).items() if items_of(a, rows).is_file())
+    found = tuple(rows for rows, a in adapters_of(run, args.folder).items() if is_measured(items_of(a, rows)))
     if not found:
         return "not measured yet"
     body = measure_run(run, args.folder, args.evals, doses=found)

@@ -101,6 +101,8 @@ def test_a_thorough_measurement_asks_more(personae, model_folder: Path) -> None:
     call = ("measure", model_folder, "--only", "formal", "--quick", "--split", "test", "--json")
     short, thorough = personae(*call), personae(*call, "--thorough")
     assert [f.json["traits"][0]["n_items"] for f in (short, thorough)] == [8, 32]
+    assert [(f.json["cast"], f.json["thorough"]) for f in (short, thorough)] == [("core", False), ("core", True)]
+    assert "with the further ones" in Path(thorough.json["report"]).read_text()
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,7 @@ def test_a_thorough_measurement_asks_more(personae, model_folder: Path) -> None:
         (["MODEL", "--versus", "no-such-model"], "no model"),
         (["MODEL", "--items", "missing.jsonl"], "no such file"),
         (["MODEL", "--items", "missing.jsonl", "--thorough"], "further items belong to a built-in cast"),
+        (["MODEL", "--split", "dev", "--thorough"], "all further items are test items"),
         (["world:tiny/exact", "--thorough"], "a world has no further items"),
         (["MODEL", "--steer", "rude"], "is not NAME:SIZE"),
         (["MODEL", "--cap", "rude:p101"], "no percentage"),

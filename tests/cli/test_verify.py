@@ -127,6 +127,14 @@ def test_rows_are_left_out_and_the_run_is_trained_again(
     again = personae(*call, "--json", "--out", tmp_path / "second").json["attribution"]
     assert again["removals"][0]["shift"] == pytest.approx(found["removals"][0]["shift"] + 1)
     assert again["removals"][1]["shift"] == pytest.approx(found["removals"][1]["shift"])
+    # Other items are another outcome of the same training; they may name other rows, but none of the random ones.
+    (alone,) = (training / "attribution").glob("rude-without-random-*")
+    trained = (alone / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    (tmp_path / "other.jsonl").write_text(items.read_text(encoding="utf-8").replace("?", "??"), encoding="utf-8")
+    other = [tmp_path / "other.jsonl" if a == items else a for a in call]
+    personae(*other, "--json", "--out", tmp_path / "other")
+    assert len(list(alone.glob("outcome-*.json"))) == 2
+    assert (alone / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == trained
     shown = personae(*call, "--out", tmp_path / "third")
     assert "Trained again without named rows" in shown.out
 

@@ -129,19 +129,29 @@ def _outcome(
     asked: Asked, run: TrainedRun, rows: Sequence[Episode], name: str, items: DiagnosticSet, before: TraitProfile
 ) -> Outcome:
     """One training and its measurement, from its folder where that is done."""
-    about = [
-        [r.content_digest.hex() for r in rows],
-        dict(run.training),
-        run.base_digest,
-        [[i.id, i.pos, i.neg, i.prompt] for i in items.items],
-    ]
-    key = hashlib.blake2b(json.dumps(about, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    # Other items are another outcome of the same training.
+    key = _digest([[r.content_digest.hex() for r in rows], dict(run.training), run.base_digest])
     folder = run.folder / _FOLDER / f"{asked.trait}-{name.replace(' ', '-')}-{key}"
-    note = folder / f"outcome-{asked.dtype}.json"
+    note = folder / f"outcome-{asked.dtype}-{_digest([[i.id, i.pos, i.neg, i.prompt] for i in items.items])}.json"
     known = _kept(note)
     if known is not None:
         say(f"Trained {name} before: {folder}", quiet=asked.quiet)
         return known
+    use = _trained(asked, run, rows, name, folder)
+    with announced(f"Measuring {name}", quiet=asked.quiet) as measuring:
+        model = open_model(use, device=asked.device, dtype=asked.dtype)
+        chosen = MeasureSettings(split="test", quick=True)
+        after = measure(model.model, items, settings=chosen, renderer=model.renderer, started=measuring)
+    found = outcome_of(before, after, asked.trait)
+    write_json(note, {"n_rows": len(rows), "change": found.change.tolist(), "topics": list(found.topics)})
+    return found
+
+
+def _trained(asked: Asked, run: TrainedRun, rows: Sequence[Episode], name: str, folder: Path) -> str:
+    """Name of the model trained on some rows; from its folder where that is done."""
+    note = folder / "trained.json"
+    if note.is_file():
+        return str(json.loads(note.read_text(encoding="utf-8"))["use"])
     with ExitStack() as stack:
 
         def started(n_steps: int) -> Callable[[int, float], None]:
@@ -152,13 +162,13 @@ def _outcome(
         record = train(
             run.model, rows, folder=folder, settings=_again(run), device=asked.device, dtype=run.dtype, started=started
         )
-    with announced(f"Measuring {name}", quiet=asked.quiet) as measuring:
-        model = open_model(record.use, device=asked.device, dtype=asked.dtype)
-        chosen = MeasureSettings(split="test", quick=True)
-        after = measure(model.model, items, settings=chosen, renderer=model.renderer, started=measuring)
-    found = outcome_of(before, after, asked.trait)
-    write_json(note, {"n_rows": len(rows), "change": found.change.tolist(), "topics": list(found.topics)})
-    return found
+    write_json(note, {"use": record.use})
+    return record.use
+
+
+def _digest(about: list[object]) -> str:
+    text = json.dumps(about, sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
 def _kept(note: Path) -> Outcome | None:

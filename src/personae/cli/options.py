@@ -43,7 +43,10 @@ Pilot = Annotated[
 ]
 Thorough = Annotated[
     bool,
-    typer.Option("--thorough", help="Four times the test items (built-in cast core): intervals about half as wide."),
+    typer.Option(
+        "--thorough",
+        help="Ask the cast core's 24 further test items a trait too: narrower intervals, two to four times the work.",
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32 (default), bfloat16 or float16; evidence wants float32.")]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut replies that exceed the model's context.")]

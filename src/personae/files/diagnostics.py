@@ -82,7 +82,7 @@ def load_diagnostics(cast: str = "core", files: Iterable[str | Path] = (), *, th
             raise UnknownPersona(f"the cast '{cast}' has no further items.", hint="Leave out --thorough.")
         paths += [diagnostics_path(f"{cast}-more")] if thorough else []
     items = tuple(i for path in paths for i in read_diagnostics(path))
-    return DiagnosticSet("+".join(p.stem for p in paths), items)
+    return DiagnosticSet("+".join(p.stem for p in paths[: 1 if thorough else None]), items)
 
 
 def read_diagnostics(path: Path) -> list[Diagnostic]:

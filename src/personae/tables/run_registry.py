@@ -91,7 +91,8 @@ class PastRun:
         shift, se: By trait: measured change of log-odds and its standard error, nats.
         readings: By forecaster, then trait: scores made before the training.
         trained: Traits the file was about; empty where unknown.
-        items: Digest of the diagnostic items of the measurement; shifts on other items are other quantities.
+        items: Digest of the diagnostic items of the measurement. Runs measured by other items are calibrated together
+            with these: how well a shift is known stands in `se`.
         seed: Of the training.
         source: Where the record comes from.
     """

@@ -95,6 +95,8 @@ def execute(settings: Settings) -> int:
     from personae.report.traits_page import MeasureView, render_measure  # charts are slow to import
 
     asked = MeasureSettings(system=settings.system, split=settings.split, quick=settings.quick)
+    if settings.thorough and settings.split == "dev":
+        raise InvalidSettings("all further items are test items.", hint="Leave out --thorough or --split dev.")
     changed = parse_edits(settings.edits)
     if settings.versus == settings.model and not settings.system and not changed:
         raise InvalidSettings(
@@ -118,7 +120,7 @@ def execute(settings: Settings) -> int:
     write_text(report, render_measure(view))
     _write_items(folder / "items.parquet", [p for p in (profile, versus) if p is not None])
     summary = profile_json(profile, labels, versus, changes, report=report, run=folder)
-    summary |= {"model": settings.model, "edits": list(settings.edits.lines)}
+    summary |= {"model": settings.model, "thorough": settings.thorough, "edits": list(settings.edits.lines)}
     write_json(folder / "traits.json", summary)
     write_json(folder / "run.json", {"command": NAME, "settings": settings.to_dict(), **made, "result": summary})
     if settings.json:
@@ -171,7 +173,10 @@ def _facts(settings: Settings, made: dict[str, object]) -> tuple[tuple[str, str]
     versions = made.get("versions")
     facts = [
         ("model", settings.model),
-        ("items", ", ".join(settings.items) or settings.cast),
+        (
+            "items",
+            ", ".join(settings.items) or settings.cast + (", with the further ones" if settings.thorough else ""),
+        ),
         ("half", settings.split or "both"),
         *((("edits", "; ".join(settings.edits.lines)),) if settings.edits.lines else ()),
         ("date", str(made.get("date", ""))),
