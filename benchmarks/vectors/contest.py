@@ -112,6 +112,7 @@ def _run(name: str, traits: list[str], work: Path, python: str, *, only_prepare:
     train, dev = (_ordinary(bench, reference[k :: 7 * (k + 1)], work / f"ordinary-{k}.npz") for k in (0, 1))
     for trait in traits:
         _prepare(bench, trait, work)
+    _prepare_neutral(bench, [e for k, e in enumerate(reference) if k % 7 != 2], work / "neutral.npz")
     _theirs(traits, work, python)
     model = require_activations(bench.model)
     for trait in () if only_prepare else traits:
@@ -148,8 +149,21 @@ def _promised(
             ]
             for c in CANDIDATES
         }
-        strengths = {c: predicted(shifts["gradient", c], g, dev.gradients, dev.n_tokens, cost=COST)[1] for c in judged}
-        return {("gradient", c): (float(np.mean(judged[c])), strengths[c]) for c in CANDIDATES}, shifts
+        # The mean difference of replies is made of the same items, so halves judge each other here as well.
+        shifts |= {("difference", c): _chosen(_difference(known["texts"]), c) for c in CANDIDATES}
+        promises = {("gradient", c): judged[c] for c in CANDIDATES} | {
+            ("difference", c): [
+                predicted(
+                    _chosen(_difference(known["texts"][k::2]), c), g[1 - k :: 2], dev.gradients, dev.n_tokens, cost=COST
+                )[0]
+                for k in (0, 1)
+            ]
+            for c in CANDIDATES
+        }
+        return {
+            key: (float(np.mean(found)), predicted(shifts[key], g, dev.gradients, dev.n_tokens, cost=COST)[1])
+            for key, found in promises.items()
+        }, shifts
     made = np.load(work / f"{tool}.npz")
     shifts = {
         (f"{m} of {c}", layers): _chosen(made[f"{trait}|{c}/{m}"], layers)
@@ -157,6 +171,7 @@ def _promised(
         for c in CONTRASTS
         for layers in CANDIDATES
     }
+    shifts = {k: s for k, s in shifts.items() if s.any()}
     return {k: predicted(s, g, dev.gradients, dev.n_tokens, cost=COST) for k, s in shifts.items()}, shifts
 
 
@@ -203,6 +218,10 @@ def _edits(shift: np.ndarray, strength: float) -> list[Steering]:
     return [Steering(int(k), shift[k].astype(np.float32), strength) for k in np.flatnonzero(shift.any(axis=1))]
 
 
+def _difference(states: np.ndarray) -> np.ndarray:
+    return (states[:, 0] - states[:, 1]).mean(axis=0)
+
+
 def _shared(values: np.ndarray, norms: np.ndarray, layers: tuple[int, ...]) -> np.ndarray:
     out = np.zeros(values.shape)
     for k in layers:
@@ -241,6 +260,19 @@ def _prepare(bench: Workbench, trait: str, work: Path) -> None:
         texts=_last_tokens(model, bench, pairs),
         gradients=_gradients(bench, pairs),
     )
+
+
+def _prepare_neutral(bench: Workbench, episodes: list[Episode], kept: Path) -> None:
+    """States without instruction at the ends of ordinary prompts and replies, none of which is in the test."""
+    if kept.is_file():
+        return
+    model, frame = require_activations(bench.model), bench.renderer.frames(Persona(PLAIN, ()))[0]
+    items = [bench.renderer.render(frame, e) for e in episodes]
+    ended = [replace(i, token_ids=(*i.token_ids, i.token_ids[-1]), start=len(i.token_ids)) for i in items]
+    read = {
+        c: np.stack(model.read(part, reduce="prompt_last")) for c, part in zip(CONTRASTS, (items, ended), strict=True)
+    }
+    np.savez(kept, **read)
 
 
 def _last_tokens(model: EditableModel, bench: Workbench, pairs: list[TraitItem]) -> np.ndarray:
@@ -283,7 +315,8 @@ def _theirs(traits: list[str], work: Path, python: str) -> None:
         if out.is_file() and all(f"{t}|prompts/{METHODS[tool][0]}" in np.load(out).files for t in traits):
             continue
         states = work / "states.npz"
-        np.savez(states, **{f"{t}|{c}": np.load(work / f"{t}.npz")[c] for t in traits for c in CONTRASTS})
+        known = {f"{t}|{c}": np.load(work / f"{t}.npz")[c] for t in traits for c in CONTRASTS}
+        np.savez(states, **known, **{f"{rivals.NEUTRAL}|{c}": np.load(work / "neutral.npz")[c] for c in CONTRASTS})
         command = [python, rivals.__file__, tool, str(states), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         (work / f"{tool}.about.json").write_text(done.stdout.strip().splitlines()[-1])

@@ -2,10 +2,11 @@
 
     python rivals.py TOOL STATES.npz OUT.npz      TOOL: repeng, steering-vectors, saklas, hidden-directions
 
-STATES holds an array a trait, shape (n_pairs, 2, n_layers, d_model): what a model had at the last token of the two
-prompts of each pair. The tools' own code makes a direction of them; that code alone is run, since all of them read
-the same numbers (`extraction.py` runs their reading too, and times it). OUT holds TRAIT/METHOD, shape (n_layers,
-d_model), as long as the tool makes it. Prints one JSON object with versions.
+STATES holds an array a trait and contrast, TRAIT|CONTRAST, shape (n_pairs, 2, n_layers, d_model): what a model had at
+the last token of the two texts of each pair; and neutral|CONTRAST, (n_texts, n_layers, d_model), of ordinary texts. The
+tools' own code makes a direction of them; that code alone is run, since all of them read the same numbers
+(`extraction.py` runs their reading too, and times it). OUT holds TRAIT|CONTRAST/METHOD, shape (n_layers, d_model), as
+long as the tool makes it. Prints one JSON object with versions.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import numpy as np
 import torch
 
 States = np.ndarray
-Methods = Mapping[str, Callable[[States], np.ndarray]]
+NEUTRAL = "neutral"
+Methods = Mapping[str, Callable[[States, States], np.ndarray]]
 
 
 def of_repeng() -> Methods:
@@ -34,8 +36,8 @@ def of_repeng() -> Methods:
     vars(np)["float_"] = np.float64
     import repeng.extract as extract
 
-    def by(method: str) -> Callable[[States], np.ndarray]:
-        def run(states: States) -> np.ndarray:
+    def by(method: str) -> Callable[[States, States], np.ndarray]:
+        def run(states: States, neutral: States) -> np.ndarray:
             n = states.shape[2]
             layers = list(range(n))
             flat = states.reshape(-1, *states.shape[2:])  # positive and negative in turn, as it wants them
@@ -56,8 +58,8 @@ def of_steering_vectors() -> Methods:
     """Its aggregators (`steering_vectors.aggregators`)."""
     from steering_vectors.aggregators import logistic_aggregator, mean_aggregator, pca_aggregator
 
-    def by(aggregator: Any) -> Callable[[States], np.ndarray]:
-        def run(states: States) -> np.ndarray:
+    def by(aggregator: Any) -> Callable[[States, States], np.ndarray]:
+        def run(states: States, neutral: States) -> np.ndarray:
             given = torch.tensor(states)
             return np.stack([aggregator(given[:, 0, k], given[:, 1, k]).numpy() for k in range(states.shape[2])])
 
@@ -82,9 +84,9 @@ def of_saklas() -> Methods:
     from saklas.core.session import _affine_manifold_push
     from saklas.core.triggers import Trigger
 
-    def by(labels: tuple[str, ...], *, folded: bool) -> Callable[[States], np.ndarray]:
-        def run(states: States) -> np.ndarray:
-            means, whitener = _saklas_neutral(states)
+    def by(labels: tuple[str, ...], *, folded: bool) -> Callable[[States, States], np.ndarray]:
+        def run(states: States, neutral: States) -> np.ndarray:
+            means, whitener = _saklas_neutral(neutral)
             fitted, label = _saklas_fit(states, labels, means, whitener), labels[0]
             if folded:
                 profile, label = folded_directions(fitted), "+"
@@ -93,7 +95,9 @@ def of_saklas() -> Methods:
             manager = SteeringManager()
             manager.add_subspace("t", synthesize_subspace([push], [], means, whitener=whitener), trigger=Trigger.BOTH)
             added: Any = manager.compute_static_offsets()
-            return np.stack([added[k].numpy() for k in range(states.shape[2])])
+            # It steers at no layer where both poles lie on one side of neutral.
+            nothing = np.zeros(states.shape[3], np.float32)
+            return np.stack([added[k].numpy() if k in added else nothing for k in range(states.shape[2])])
 
         return run
 
@@ -101,20 +105,14 @@ def of_saklas() -> Methods:
     return {"pole": by(both, folded=False), "profile": by(both, folded=True), "monopolar": by(both[:1], folded=True)}
 
 
-def _saklas_neutral(states: States) -> tuple[dict[int, torch.Tensor], Any]:
-    """Neutral means and the whitener, which the tool has from replies to its own prompts without any persona.
-
-    No such states are given. The mean of both poles stands in for neutral, so every layer passes the tool's test that
-    the poles lie on either side of it. Spread is that within poles: with the difference itself among it, a share
-    would hardly grow with the separation, while neutral replies do not contain the difference.
-    """
+def _saklas_neutral(neutral: States) -> tuple[dict[int, torch.Tensor], Any]:
+    """Neutral means and the whitener, which the tool has from replies to its own prompts without any persona."""
     from saklas.core.mahalanobis import LayerWhitener
 
-    given = torch.tensor(states)
-    means = {k: given[:, :, k].flatten(0, 1).mean(dim=0) for k in range(given.shape[2])}
-    within = given - given.mean(dim=0, keepdim=True)
-    neutral = {k: within[:, :, k].flatten(0, 1) + mean for k, mean in means.items()}
-    return means, LayerWhitener.from_neutral_activations(neutral, means)
+    given = torch.tensor(neutral)
+    at = {k: given[:, k] for k in range(given.shape[1])}
+    means = {k: v.mean(dim=0) for k, v in at.items()}
+    return means, LayerWhitener.from_neutral_activations(at, means)
 
 
 def _saklas_fit(states: States, labels: tuple[str, ...], means: Mapping[int, torch.Tensor], whitener: Any) -> Any:
@@ -157,7 +155,7 @@ def of_hidden_directions() -> Methods:
     verdict = {"verdict": "", "best_layer": 0, "best_agreement": 0.0}
     judge.screen_from_sides = lambda *_a, **_k: verdict
 
-    def run(states: States) -> np.ndarray:
+    def run(states: States, neutral: States) -> np.ndarray:
         sides = iter(torch.tensor(states).unbind(dim=1))  # it reads the wanted side first
         replaced._collect_side = lambda *_a: next(sides)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -179,7 +177,13 @@ def main() -> None:
     tool, states, out = sys.argv[1:4]
     torch.set_num_threads(1)
     given, methods = np.load(states), TOOLS[tool]()
-    np.savez(out, **{f"{t}/{m}": run(given[t]).astype(np.float32) for t in given.files for m, run in methods.items()})
+    wanted = [t for t in given.files if not t.startswith(NEUTRAL)]
+    made = {
+        f"{t}/{m}": run(given[t], given[f"{NEUTRAL}|{t.rsplit('|')[-1]}"]).astype(np.float32)
+        for t in wanted
+        for m, run in methods.items()
+    }
+    np.savez(out, **made)
     print(json.dumps({"tool": tool, "versions": {p: metadata.version(p) for p in (tool, "torch", "numpy")}}))
 
 

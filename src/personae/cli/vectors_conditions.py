@@ -319,7 +319,7 @@ def _write_prompts(path: Path, measured: Measured) -> None:
 def _print(judged: Mapping[tuple[str, str], ConditionTest], layers: tuple[int, ...], folder: Path) -> None:
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
-    heads = ("trait", "pooled r", "random", "within r", "permuted", "random", "others", "parts", "layer", "types", "")
+    heads = ("trait", "pooled", "within", "perm.", "rand.", "others", "parts", "layer", "types", "")
     for column in heads:
         table.add_column(column, justify="left" if column in ("trait", "") else "right", no_wrap=True)
     for (trait, kind), test in judged.items():
@@ -327,7 +327,6 @@ def _print(judged: Mapping[tuple[str, str], ConditionTest], layers: tuple[int, .
         table.add_row(
             Text(clean(trait) + (", gradient" if kind == "gradient" else "")),
             f"{test.pooled.signed:+.2f}",
-            f"{test.pooled.null('random').high:.2f}",
             f"{test.within.signed:+.2f}",
             *(nulls.get(n, "-") for n in ("permuted labels", "random", "other traits", "components")),
             str(layers[test.within.layer]),
@@ -337,11 +336,11 @@ def _print(judged: Mapping[tuple[str, str], ConditionTest], layers: tuple[int, .
     console.print(table)
     console.print(
         Text(
-            "r: projection at the end of a prompt against the trait measured under it, largest over layers; within: "
-            "after the mean of each type of prompt about each trait is taken off both. Beside them what 97.5 % of "
-            "permuted labels and of random directions like the data stay below, and the largest of the other traits' "
-            "vectors and of the principal components. types: share of the trait's variance that lies between types. "
-            "* beats all within.",
+            "Correlation of projections at the ends of prompts with the trait measured there, largest over layers; "
+            "within: after the mean of each type of prompt about each trait is taken off both. Beside it what 97.5 % "
+            "of permuted labels and of random directions like the data stay below, and the largest of the other "
+            "traits' vectors and of the principal components. types: share of the trait's variance that lies between "
+            "types. * beats all of them within.",
             style="dim",
         )
     )
