@@ -4,8 +4,8 @@
 
 /env has repeng, steering-vectors, saklas and hidden-directions. Every tool gets the same two contrasts of a trait:
 forty pairs of prompts (two instructions of either pole, twenty questions), and the pairs of replies of the diagnostic
-items' dev half. Ours differ in what is made of them: `personae/gradient` takes the gradient of the log-odds of those
-pairs, and of the likelihood of ordinary replies, in a shift after every block (`inference.push`).
+items' dev half; saklas also gets states of ordinary texts. Ours: `gradient` of the log-odds of those pairs, and of the
+likelihood of ordinary replies, in a shift after every block (`inference.push`), or the mean `difference` of the replies.
 
     dev     method, contrast and layers of each tool: what local gradients on the dev items promise most at `COST`, ours
             with halves of the items judging each other, since it is made of them; the others have no such handicap
@@ -348,6 +348,10 @@ def summary(work: Path, traits: list[str], model: str) -> dict[str, Any]:
         # Only where both sides were tried near the cost at which they are compared: elsewhere effects are scaled.
         "at_least_as_large_on": sum(own[t] >= theirs[t] for t in sure),
         "of": len(sure),
+        "mean_of_ratios_to_best_rival": round(float(np.mean([own[t] / theirs[t] for t in sure])), 3) if sure else None,
+        "ratio_of_means_to_each": {
+            tool: round(sum(own[t] for t in sure) / sum(of[t][tool]["effect"] for t in sure), 3) for tool in TOOLS[1:]
+        },
         "ratio_of_means_to_best_rival": (
             round(sum(own[t] for t in sure) / sum(theirs[t] for t in sure), 3) if sure else None
         ),
