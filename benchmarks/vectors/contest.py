@@ -5,7 +5,7 @@
 /env has repeng, steering-vectors, saklas and hidden-directions. Every tool gets the same two contrasts of a trait:
 forty pairs of prompts (two instructions of either pole, twenty questions), and the pairs of replies of the diagnostic
 items' dev half; saklas also gets states of ordinary texts. Ours: `gradient` of the log-odds of those pairs, and of the
-likelihood of ordinary replies, in a shift after every block (`inference.push`), or the mean `difference` of the replies.
+likelihood of ordinary replies, in a shift after every block (`inference.push`), or the mean `difference` of replies.
 
     dev     method, contrast and layers of each tool: what local gradients on the dev items promise most at `COST`, ours
             with halves of the items judging each other, since it is made of them; the others have no such handicap
