@@ -319,19 +319,18 @@ def _write_prompts(path: Path, measured: Measured) -> None:
 def _print(judged: Mapping[tuple[str, str], ConditionTest], layers: tuple[int, ...], folder: Path) -> None:
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
-    heads = ("trait", "pooled", "within", "perm.", "rand.", "others", "parts", "layer", "types", "")
+    heads = ("trait", "pooled", "within", "perm.", "rand.", "others", "parts", "layer", "types")
     for column in heads:
-        table.add_column(column, justify="left" if column in ("trait", "") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "trait" else "right", no_wrap=True)
     for (trait, kind), test in judged.items():
         nulls = {n.name: f"{n.high:.2f}" for n in test.within.nulls}
         table.add_row(
-            Text(clean(trait) + (", gradient" if kind == "gradient" else "")),
+            Text(clean(trait) if kind == "difference" else "  its gradient"),
             f"{test.pooled.signed:+.2f}",
-            f"{test.within.signed:+.2f}",
+            f"{test.within.signed:+.2f}{'*' if test.within.beats_every_null else ' '}",
             *(nulls.get(n, "-") for n in ("permuted labels", "random", "other traits", "components")),
             str(layers[test.within.layer]),
             f"{test.share_of_types:.0%}",
-            "*" if test.within.beats_every_null else "",
         )
     console.print(table)
     console.print(
@@ -340,7 +339,7 @@ def _print(judged: Mapping[tuple[str, str], ConditionTest], layers: tuple[int, .
             "within: after the mean of each type of prompt about each trait is taken off both. Beside it what 97.5 % "
             "of permuted labels and of random directions like the data stay below, and the largest of the other "
             "traits' vectors and of the principal components. types: share of the trait's variance that lies between "
-            "types. * beats all of them within.",
+            "types. * beats all of them within (p at most 0.05).",
             style="dim",
         )
     )
