@@ -193,6 +193,14 @@ def test_a_refused_training_leaves_its_folder_free(train, write, tmp_path: Path,
     assert "holds another run" in other.err
 
 
+def test_a_missing_package_is_told_before_anything_is_written(train, tmp_path: Path, data_file: Path, monkeypatch):
+    monkeypatch.setattr("personae.instruments.training.find_spec", lambda name: None if name == "peft" else object())
+    found = train(data_file, "--out", tmp_path / "run")
+    assert found.status == 2
+    assert "needs the package 'peft'" in found.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_adapters_are_named(train, personae, data_file: Path, model_folder: Path, tmp_path: Path):
     assert train(data_file, "--out", "run", "--full", "--quiet").status == 0
     assert train(data_file, "--out", "lora", "--quiet").status == 0

@@ -285,8 +285,8 @@ def _check_items(source: Source, traits: list[str], settings: Settings) -> None:
             if n < least:
                 raise InvalidSettings(
                     f"'{trait}' has {n} items of kind 'reply' with split '{split}'; {least} are wanted {what}.",
-                    hint="Give more with --items, or leave the trait out with --only."
-                    + (" --n-prompts asks for more or fewer to show." if split == "dev" else ""),
+                    hint=f'Give rows with "kind": "reply" and "split": "{split}", or leave the trait out with --only.'
+                    + (" A smaller --n-prompts shows fewer." if split == "dev" and settings.n_prompts > 3 else ""),
                 )
 
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ _RATES = {("sft", False): 2e-4, ("dpo", False): 5e-5, ("sft", True): 2e-5, ("dpo
 _WINDOW = 1024  # tokens of a window of text, where the model's context is longer
 _WARM_UP_SHARE = 0.05
 _HELD_OUT_SHARE, _LOOKS = 0.1, 10
+_INSTALL = "Install it: pip install 'personae[hf,train]'"
 
 During = Callable[[object], AbstractContextManager[object]]
 Started = Callable[[int], Callable[[int, float], None]]
@@ -115,7 +117,7 @@ def train(
     except ModuleNotFoundError as error:
         raise MissingCapability(
             f"training needs the package '{error.name}', which is not installed.",
-            hint="Install it: pip install 'personae[hf,train]'",
+            hint=_INSTALL,
         ) from error
     loaded = load_unpacked(source, device=device, dtype=dtype)
     folder = Path(folder)
@@ -138,6 +140,17 @@ def _steered(loaded: HFModel, edits: EditsFor | None) -> tuple[Edit, ...]:
     model = require_activations(loaded)
     made = check_edits(edits(model), model.n_layers, model.d_model)
     return tuple(e for e in made if not isinstance(e, Steering) or e.coefficient)
+
+
+def require_packages() -> None:
+    """Say at once, before a model is loaded, that a training could not begin.
+
+    Raises:
+        MissingCapability: If a package that trains is not installed.
+    """
+    for name in ("torch", "peft", "trl"):
+        if find_spec(name) is None:
+            raise MissingCapability(f"training needs the package '{name}', which is not installed.", hint=_INSTALL)
 
 
 def rows_for(episodes: Sequence[Episode], method: str) -> tuple[str, list[Episode], list[str]]:

@@ -176,6 +176,8 @@ def read_run(folder: Path) -> dict[str, object]:
         InputError: If there is none or it cannot be read.
     """
     path = folder / "run.json"
+    if not folder.exists():
+        raise InputError("there is no such folder", path=str(folder), hint="Name the folder of a finished run.")
     if folder.is_dir() and not path.exists():
         raise InputError(
             "no readable run.json: nothing in this folder has come to its end",

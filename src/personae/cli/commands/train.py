@@ -18,7 +18,7 @@ from personae.cli.training_runs import remember, run_folder_for, training_key
 from personae.cli.workbench import say
 from personae.errors import InvalidSettings
 from personae.files.episodes import EpisodeSet, read_episodes
-from personae.instruments.training import TrainingRecord, TrainingSettings, rows_for, train
+from personae.instruments.training import TrainingRecord, TrainingSettings, require_packages, rows_for, train
 from personae.models.catalogue import DEFAULT_MODEL, resolve
 from personae.running.progress import training_progress
 from personae.running.run import provenance, write_json
@@ -210,6 +210,7 @@ def execute(settings: Settings) -> int:
     chosen = settings.training()  # refuses values out of range before anything is read
     parse_edits(settings.edits)
     resolve(settings.model)
+    require_packages()
     data = _read(settings.data, settings)
     second = _read(settings.mix, settings) if settings.mix is not None else None
     method = rows_for(data.episodes, settings.method)[0]  # so does this, before a model is loaded

@@ -369,5 +369,6 @@ def sentence(result: Verification) -> str:
     moved = f"'{clean(first.trait)}' moved most, by {first.measured:+.2f} ± {first.measured_se:.2f} nats"
     if not result.calibrated:
         return f"{moved}; the forecast has no scale yet (too few past runs), its ranking is shown."
-    sides = f", {a.signs:.0%} of {a.n_signs} clear sides right" if a.signs is not None else ""
-    return f"{moved}; {a.inside or 0:.0%} of {a.n} traits lie in their 90% interval{sides}."
+    right = round((a.signs or 0) * a.n_signs)
+    sides = f", {right} of {a.n_signs} clear shifts went to the side forecast" if a.signs is not None else ""
+    return f"{moved}; {round((a.inside or 0) * a.n)} of {a.n} traits lie in their 90% interval{sides}."
