@@ -2,7 +2,7 @@
 
     python -m benchmarks.vectors.contest --work FOLDER --python /env/bin/python [--traits a,b] [--store]
 
-/env has repeng, steering-vectors, saklas and hidden-directions. Every tool gets the same two contrasts of a trait:
+/env is what `benchmarks.vectors.environment` makes. Every tool gets the same two contrasts of a trait:
 forty pairs of prompts (two instructions of either pole, twenty questions), and the pairs of replies of the diagnostic
 items' dev half; saklas also gets states of ordinary texts. Ours: `gradient` of the log-odds of those pairs, and of the
 likelihood of ordinary replies, in a shift after every block (`inference.push`), or the mean `difference` of replies.
