@@ -177,7 +177,11 @@ def read_run(folder: Path) -> dict[str, object]:
     """
     path = folder / "run.json"
     if not folder.exists():
-        raise InputError("there is no such folder", path=str(folder), hint="Name the folder of a finished run.")
+        raise InputError(
+            "there is no such folder",
+            path=str(folder),
+            hint="Name the folder of a finished run, where its run.json lies.",
+        )
     if folder.is_dir() and not path.exists():
         raise InputError(
             "no readable run.json: nothing in this folder has come to its end",
