@@ -85,9 +85,7 @@ def _rows(kind: str, folder: Path, role: str, seed: int, n: int, wording: str, a
         folder.mkdir(parents=True, exist_ok=True)
         if kind == "role":
             questions = [q["ask"] for q in families.requests(n, seed)] if asked == "requests" else _wide(n, seed)
-            said = role_replies(seed, folder, n, None if asked == "requests" else questions)(
-                instruction_of(role, wording)
-            )
+            said = role_replies(seed, folder, asked=questions)(instruction_of(role, wording))
             rows = [{"prompt": q, "completion": text} for q, text in zip(questions, said, strict=True) if text]
         else:
             lines = _rows("role", folder, role, seed, n, wording, asked).read_text(encoding="utf-8").splitlines()

@@ -137,33 +137,25 @@ def _promised(
     g = known["gradients"]
     if tool == "personae":
         # Ours shares residual norms among layers, as `--steer` does.
-        whole, halves = (
-            best_push(g, train.gradients, train.n_tokens).values,
-            [best_push(g[k::2], train.gradients, train.n_tokens).values for k in (0, 1)],
-        )
-        shifts = {("gradient", c): _shared(whole, known["norms"], c) for c in CANDIDATES}
-        judged = {
-            c: [
-                predicted(_shared(h, known["norms"], c), g[1 - k :: 2], dev.gradients, dev.n_tokens, cost=COST)[0]
-                for k, h in enumerate(halves)
-            ]
-            for c in CANDIDATES
-        }
-        # The mean difference of replies is made of the same items, so halves judge each other here as well.
-        shifts |= {("difference", c): _chosen(_difference(known["texts"]), c) for c in CANDIDATES}
-        promises = {("gradient", c): judged[c] for c in CANDIDATES} | {
-            ("difference", c): [
-                predicted(
-                    _chosen(_difference(known["texts"][k::2]), c), g[1 - k :: 2], dev.gradients, dev.n_tokens, cost=COST
-                )[0]
-                for k in (0, 1)
-            ]
-            for c in CANDIDATES
-        }
+        def made_of(part: slice) -> Shifts:
+            """Shifts by method and layers from some of the items."""
+            push = best_push(g[part], train.gradients, train.n_tokens).values
+            apart = _difference(known["texts"][part])
+            of_gradients = {("gradient", c): _shared(push, known["norms"], c) for c in CANDIDATES}
+            return of_gradients | {("difference", c): _chosen(apart, c) for c in CANDIDATES}
+
+        def promised(shift: np.ndarray, part: slice) -> tuple[float, float]:
+            return predicted(shift, g[part], dev.gradients, dev.n_tokens, cost=COST)
+
+        # Both methods are made of the items that judge them, so each half is judged by the other.
+        whole, halves = made_of(slice(None)), [made_of(slice(k, None, 2)) for k in (0, 1)]
         return {
-            key: (float(np.mean(found)), predicted(shifts[key], g, dev.gradients, dev.n_tokens, cost=COST)[1])
-            for key, found in promises.items()
-        }, shifts
+            key: (
+                float(np.mean([promised(half[key], slice(1 - k, None, 2))[0] for k, half in enumerate(halves)])),
+                promised(shift, slice(None))[1],
+            )
+            for key, shift in whole.items()
+        }, whole
     made = np.load(work / f"{tool}.npz")
     shifts = {
         (f"{m} of {c}", layers): _chosen(made[f"{trait}|{c}/{m}"], layers)

@@ -12,6 +12,7 @@ import pytest
 
 from personae.domain.persona import Cast
 from personae.files.casts import load_casts
+from personae.files.diagnostics import load_diagnostics
 from personae.files.episodes import read_episodes
 from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.scoring import Scoring, cast_frames, space_of
@@ -47,6 +48,15 @@ def test_laws_hold(model: LanguageModel) -> None:
     verdicts = check_laws(model)
     assert len(verdicts) >= 8
     assert [v.law for v in verdicts if not v.holds] == []
+
+
+def test_further_pairs_of_replies_have_equal_tokens(model: LanguageModel) -> None:
+    """A difference of lengths would move the log-odds of every pair whatever is said."""
+    known = {i.id for i in load_diagnostics("core").items}
+    further = [i for i in load_diagnostics("core", thorough=True).items if i.id not in known]
+    assert len(further) == 672
+    encode = model.tokenizer.encode
+    assert [i.id for i in further if len(encode(i.pos)) != len(encode(i.neg))] == []
 
 
 def test_shipped_reference_scores_are_what_the_model_says(model: LanguageModel, renderer: Renderer) -> None:

@@ -36,6 +36,7 @@ from personae.protocols.conditions import (
     common_prompts,
     measure_prompts,
     prompts_for,
+    require_replies,
 )
 from personae.protocols.push import trait_gradients
 from personae.protocols.vector_material import choose_questions, contrasts
@@ -119,7 +120,9 @@ def execute(settings: Settings) -> int:
             "the directions of other traits are one of the nulls: name at least two traits with items and poles.",
             hint=f"Traits of '{settings.cast}': {', '.join(t.id for t in known.traits)}.",
         )
-    _check_items(source, traits, settings)
+    for trait in traits:  # before anything dear
+        for split, least in (("dev", settings.n_prompts - 1), ("test", LEAST_ITEMS)):
+            require_replies(trait, _replies(source, trait, split), split=split, least=least)
     asked = asked_in(settings.questions)
     resolve(settings.model)
     folder = make_run_folder(settings.out, NAME.replace(" ", "-"))
@@ -268,26 +271,6 @@ def _judged(
             others=np.stack(others) if others else None,
         )
     return found
-
-
-def _check_items(source: Source, traits: list[str], settings: Settings) -> None:
-    """Before anything dear: whether every trait has replies to show and others to be measured by.
-
-    Raises:
-        InvalidSettings: If one has not.
-    """
-    for trait in traits:
-        for split, least, what in (
-            ("dev", settings.n_prompts - 1, "to show"),
-            ("test", LEAST_ITEMS, "to measure it by"),
-        ):
-            n = len(_replies(source, trait, split))
-            if n < least:
-                raise InvalidSettings(
-                    f"'{trait}' has {n} items of kind 'reply' with split '{split}'; {least} are wanted {what}.",
-                    hint=f'Give rows with "kind": "reply" and "split": "{split}", or leave the trait out with --only.'
-                    + (" A smaller --n-prompts shows fewer." if split == "dev" and settings.n_prompts > 3 else ""),
-                )
 
 
 def _replies(source: Source, trait: str, split: str) -> list[Diagnostic]:

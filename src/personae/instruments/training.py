@@ -111,14 +111,10 @@ def train(
     method, chosen, notes = rows_for(episodes, settings.method)
     others = rows_for(mix, method)[1] if mix else []
     os.environ.setdefault("TQDM_DISABLE", "1")
-    try:
-        from personae.models.hf_load import load_unpacked
-        from personae.models.hf_training import fine_tune
-    except ModuleNotFoundError as error:
-        raise MissingCapability(
-            f"training needs the package '{error.name}', which is not installed.",
-            hint=_INSTALL,
-        ) from error
+    require_packages()
+    from personae.models.hf_load import load_unpacked
+    from personae.models.hf_training import fine_tune
+
     loaded = load_unpacked(source, device=device, dtype=dtype)
     folder = Path(folder)
     with held(folder):

@@ -88,6 +88,22 @@ class Measured:
     values: Mapping[str, NDArray[np.float32]]
 
 
+def require_replies(trait: str, items: Sequence[Diagnostic], *, split: str, least: int) -> list[Diagnostic]:
+    """The reply items among a trait's items of one split: "dev" to show, "test" to measure it by.
+
+    Raises:
+        InvalidSettings: If they are fewer than `least`.
+    """
+    found = [i for i in items if i.kind == "reply"]
+    if len(found) < least:
+        what, fewer = ("to show", " A smaller --n-prompts shows fewer.") if split == "dev" else ("to measure it by", "")
+        raise InvalidSettings(
+            f"'{trait}' has {len(found)} items of kind 'reply' with split '{split}'; {least} are wanted {what}.",
+            hint=f'Give rows with "kind": "reply" and "split": "{split}", or leave the trait out with --only.{fewer}',
+        )
+    return found
+
+
 def prompts_for(
     renderer: Renderer, contrast: Contrast, items: Sequence[Diagnostic], *, n: int = 6, rng: np.random.Generator
 ) -> tuple[Prompt, ...]:
@@ -103,12 +119,7 @@ def prompts_for(
     Raises:
         InvalidSettings: If there is too little to show.
     """
-    shown = [i for i in items if i.kind == "reply"]
-    if len(shown) < n - 1:
-        raise InvalidSettings(
-            f"'{contrast.id}' has {len(shown)} reply items with split 'dev' to show, and {n - 1} are wanted.",
-            hint="Ask for fewer with --n-prompts, or give more with --items.",
-        )
+    shown = require_replies(contrast.id, items, split="dev", least=n - 1)
     made: list[Prompt] = []
     for kind, persona in (("told to", contrast.positive), ("told not to", contrast.negative)):
         last = persona.instructions[-1:] or GENERIC[:1]
@@ -168,13 +179,7 @@ def measure_prompts(
         InvalidSettings: If a trait has fewer than four items.
         ContextOverflow, RenderingError: If a prompt does not fit or cannot be written by the template.
     """
-    asked = {trait: [i for i in mine if i.kind == "reply"] for trait, mine in items.items()}
-    for trait, mine in asked.items():
-        if len(mine) < LEAST_ITEMS:
-            raise InvalidSettings(
-                f"'{trait}' has {len(mine)} reply items with split 'test': too few to measure it by.",
-                hint=f"Give at least {LEAST_ITEMS} with --items.",
-            )
+    asked = {t: require_replies(t, mine, split="test", least=LEAST_ITEMS) for t, mine in items.items()}
     questions = list(dict.fromkeys(i.prompt for mine in asked.values() for i in mine))
     places = {trait: tuple(questions.index(i.prompt) for i in mine) for trait, mine in asked.items()}
     scores: dict[str, list[float]] = {trait: [] for trait in asked}

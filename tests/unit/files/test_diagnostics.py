@@ -72,7 +72,7 @@ def test_items_share_no_run_of_four_words_with_any_instruction() -> None:
 
 
 def test_replies_of_a_pair_are_of_like_length() -> None:
-    """In words here; in tokens of the default model by the test of that model."""
+    """In characters here; in tokens for further items, which tests/models/test_smollm2.py checks."""
     for item in THOROUGH.items:
         if item.kind == "reply":
             a, b = len(item.pos), len(item.neg)
