@@ -23,7 +23,7 @@ from benchmarks.environment import write_result
 from benchmarks.forecast.families import datasets
 from benchmarks.forecast.measuring import by_trait, stored_runs
 from benchmarks.forecast.reading import READINGS
-from benchmarks.forecast.registry import past_runs
+from benchmarks.forecast.registry import SUMS, past_runs
 from benchmarks.forecast.work import BATCH, DOSES, DTYPE, RATE
 from personae.errors import InvalidSettings
 from personae.inference.forecast_skill import (
@@ -289,13 +289,14 @@ def costs(runs: Sequence[PastRun], names: Sequence[str]) -> dict[str, Any]:
     seconds = np.median([trained[r["run"]]["seconds_of_steps"] for r in read])
     made: dict[str, Any] = {"training_seconds": round(float(seconds), 1)}
     for name in names:
-        found = [r["readings"][name] for r in read if name in r["readings"]]
+        parts = SUMS.get(name, (name,))
+        found = [[r["readings"][part] for part in parts] for r in read if set(parts) <= set(r["readings"])]
         if found:
             made[name] = {
-                "rows_read": found[0]["rows"],
-                "of_training": round(float(np.median([f["of_training"] for f in found])), 3),
-                "seconds": round(float(np.median([f["seconds"] for f in found])), 1),
-                "shared_tokens": max(f["shared_tokens"] for f in found),
+                "rows_read": max(f["rows"] for f in found[0]),
+                "of_training": round(float(np.median([sum(f["of_training"] for f in fs) for fs in found])), 3),
+                "seconds": round(float(np.median([sum(f["seconds"] for f in fs) for fs in found])), 1),
+                "shared_tokens": max(sum(f["shared_tokens"] for f in fs) for fs in found),
             }
     made["form_of_training"] = round(float(np.median([r["form_of_training"] for r in read])), 3)
     return made

@@ -19,16 +19,17 @@ import numpy as np
 
 from benchmarks.forecast.manifest import Run
 from benchmarks.forecast.measuring import STORED, _write
-from benchmarks.forecast.work import BATCH, data_of, episodes_of, settings_of
+from benchmarks.forecast.work import BATCH, DTYPE, data_of, episodes_of, settings_of
 from personae.cli.workbench import Workbench, open_model
 from personae.files.casts import load_casts
 from personae.files.diagnostics import load_diagnostics
 from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.forecast_geometry import Directions
 from personae.instruments.forecast_passes import trait_marks
-from personae.instruments.forecasting import ForecastJob, TrainingPlan, signed_statements
+from personae.instruments.forecasting import ForecastJob, Pilot, TrainingPlan, signed_statements
 from personae.models.protocol import Scorable
 from personae.protocols.forecast import method_named
+from personae.protocols.pilot import run_miniature
 from personae.running.kept_arrays import KeptArrays
 
 READINGS = STORED / "readings"
@@ -43,6 +44,7 @@ MOST_ROWS = {
     "llr": 4,
     "tempered_bayes": 4,
     "em_flow": 4,
+    "miniature": 96,
 }
 # Two instructions a trait make likelihoods dear (57 passes a row for all traits), so they are read for some traits.
 SHRINK = 0.1  # of the covariance from which random directions are drawn
@@ -66,6 +68,8 @@ def read_run(run: Run, folder: Path, evals: Path | None, names: tuple[str, ...])
             job = replace(job, cast=job.cast.select(LIKELIHOOD_TRAITS))
         if name == "projection":
             job = replace(job, model=_remembering(run.model))
+        if name == "miniature":
+            job = replace(job, miniature=_miniature(job, run, folder))
         reading = method_named(name).read(job)
         if name == "projection":
             found: Directions = job.memo["directions"][0]  # type: ignore[index]
@@ -75,7 +79,7 @@ def read_run(run: Run, folder: Path, evals: Path | None, names: tuple[str, ...])
             "score": {t: float(f"{v:.5g}") for t, v in zip(reading.traits, reading.score, strict=True)},
             "se": {t: float(f"{v:.3g}") for t, v in zip(reading.traits, reading.se, strict=True)},
             "unit": reading.unit,
-            "rows": len(job.few()) if name in PASSED else rows,
+            "rows": _rows_read(name, job, rows),
             "seconds": round(reading.cost.seconds, 2),
             "of_training": reading.cost.of_training,
             "shared_tokens": reading.cost.shared_tokens,
@@ -88,6 +92,25 @@ def read_run(run: Run, folder: Path, evals: Path | None, names: tuple[str, ...])
         body["model_digest"] = _bench(run.model).model.card.digest
         _write(target, json.dumps(body).replace('}, "', '},\n"') + "\n")
     return body
+
+
+def _rows_read(name: str, job: ForecastJob, most: int) -> int:
+    if name == "miniature" and job.miniature is not None:
+        return job.miniature.rows_seen
+    return len(job.few()) if name in PASSED else most
+
+
+def _miniature(job: ForecastJob, run: Run, folder: Path) -> Pilot:
+    """The run in miniature, trained as the run was."""
+    return run_miniature(
+        job,
+        run.model,
+        load_diagnostics("core"),
+        folder=folder / "miniatures" / run.id,
+        settings=settings_of(run),
+        device="cpu",
+        dtype=DTYPE,
+    )
 
 
 def read_states(run: Run, folder: Path, evals: Path | None) -> None:

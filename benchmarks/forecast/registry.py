@@ -19,11 +19,12 @@ from benchmarks.forecast.families import datasets
 from benchmarks.forecast.measuring import by_trait, digest, stored_runs
 from benchmarks.forecast.reading import READINGS
 from benchmarks.forecast.work import BATCH, DOSES
-from personae.instruments.forecast_ensemble import PARTS, combine
+from personae.instruments.forecast_ensemble import JOINT_PARTS, PARTS, combine
 from personae.tables.run_registry import PastRun, RunForm
 
 SHIPPED = Path(__file__).parents[2] / "src" / "personae" / "reference" / "past_runs.jsonl"
-SOURCE = "forecast benchmark, 2026-11-21"
+SOURCE = "forecast benchmark, 2026-11-22"
+SUMS = {"ensemble": PARTS, "joint": JOINT_PARTS}
 
 
 def main() -> None:
@@ -79,13 +80,14 @@ def _record(body: dict[str, Any], read: dict[str, Any], rows: int, changes: list
 
 
 def _readings(read: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Scores by forecaster and trait, with the sum that needs no reading of its own."""
+    """Scores by forecaster and trait, with the sums that need no reading of their own."""
     found: dict[str, dict[str, float]] = {name: r["score"] for name, r in read["readings"].items()}
-    if set(PARTS) <= set(found):
-        traits = list(found[PARTS[0]])
-        scores = {name: np.array([found[name][t] for t in traits]) for name in PARTS}
-        both = combine(scores, read["form"]["learning_rate"])
-        found["ensemble"] = dict(zip(traits, map(float, both), strict=True))
+    for name, parts in SUMS.items():
+        if set(parts) <= set(found):
+            traits = list(found[parts[0]])
+            scores = {part: np.array([found[part][t] for t in traits]) for part in parts}
+            total = combine(scores, read["form"]["learning_rate"], parts)
+            found[name] = dict(zip(traits, map(float, total), strict=True))
     return found
 
 
@@ -98,7 +100,7 @@ def _rounded(run: PastRun) -> PastRun:
         readings={
             n: {t: float(f"{v:.3g}") for t, v in r.items()}
             for n, r in run.readings.items()
-            if n in ("ensemble", *PARTS) and set(run.shift) <= set(r)
+            if n in (*SUMS, *JOINT_PARTS) and set(run.shift) <= set(r)
         },
     )
 

@@ -100,6 +100,7 @@ STAGES: dict[str, Stage] = {
     "collect": _collect,
     "read": _read(("lexical", "gradient", "gradient_sgd", "centroid")),
     "read-likelihoods": _read(("llr", "tempered_bayes", "em_flow")),
+    "read-miniatures": _read(("miniature",)),
     "read-states": _read_states,
     "read-projections": _read(("projection",)),
 }

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from personae.cli.forecasting import default_forecaster
+
 
 def test_a_named_forecaster_is_used_and_auto_waits_for_past_runs(screen, data_file, own_home) -> None:
     quiet = screen(data_file, "--json").json
@@ -67,3 +69,31 @@ def test_a_pilot_is_trained_once_and_read(
     assert "it needs one" in short.err
     assert personae(*call, "--pilot", "--forecaster", "none").status == 2
     assert "without --steer" in personae(*call, "--pilot", "--steer", "x:1@0").err
+
+
+def test_a_miniature_is_trained_once_and_read(
+    personae, data_file, model_folder, reference_file, own_home, tmp_path, monkeypatch
+) -> None:
+    pytest.importorskip("peft")
+    call = ("screen", data_file, "--model", model_folder, "--reference", reference_file, "--only", "formal", "--json")
+    made = personae(*call, "--forecaster", "joint", "--out", tmp_path / "a")
+    assert made.status == 0, made.err
+    assert made.json["forecast"]["forecaster"] == "joint"
+    assert made.json["forecast"]["traits"][0]["shift"]
+    (note,) = (own_home / "miniatures").glob("*/pilot.json")
+    written = note.stat().st_mtime_ns
+    again = personae(*call, "--forecaster", "miniature", "--out", tmp_path / "b").json["forecast"]
+    assert note.stat().st_mtime_ns == written
+    assert [t["shift"] for t in again["traits"]] == json.loads(note.read_text())["shift"]
+    other = personae(*call, "--forecaster", "miniature", "--seed", 5, "--out", tmp_path / "c").json["forecast"]
+    assert [t["shift"] for t in other["traits"]] != [t["shift"] for t in again["traits"]]
+
+    steered = personae(*call, "--forecaster", "joint", "--steer", "x:1@0")
+    assert steered.status == 2
+    assert "'joint' trains the model without --steer" in steered.err
+    assert default_forecaster(str(model_folder)) == "joint"
+    monkeypatch.setattr("personae.instruments.trainable.find_spec", lambda name: None)
+    assert default_forecaster(str(model_folder)) == "ensemble"
+    bare = personae(*call, "--forecaster", "joint")
+    assert bare.status == 2
+    assert "personae[hf,train]" in bare.err

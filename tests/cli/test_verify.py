@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from past_runs import make_runs
+from personae.protocols.forecast import DEFAULT_FORECASTER
 
 ITEMS = [
     {
@@ -84,7 +85,7 @@ def test_a_training_is_verified_and_joins_the_past_runs(
     for run in make_runs(n_families=4, doses=2):
         shift, se = ({"rude": run.shift["kind"], "terse": run.shift["terse"]}, {"rude": 0.1, "terse": 0.1})
         score = {"rude": run.readings["good"]["kind"], "terse": run.readings["good"]["terse"]}
-        readings = {"ensemble": score}
+        readings = {DEFAULT_FORECASTER: score}
         past = replace(run, model_digest=kept["model_digest"], shift=shift, se=se, readings=readings)
         (Path(made["registered"]).parent / f"{run.run}.json").write_text(json.dumps(past.to_dict()), encoding="utf-8")
     known = personae(*call, "--out", tmp_path / "known").json

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from past_runs import make_runs
+from personae.domain.diagnostic import Diagnostic, DiagnosticSet
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import Cast, Persona, Trait
 from personae.errors import InputError, InvalidSettings, MissingCapability, UnknownPersona
@@ -18,8 +19,11 @@ from personae.instruments.forecast_geometry import Directions, projections
 from personae.instruments.forecasting import ForecastJob, Pilot, TrainingPlan, first_person_share, signed_statements
 from personae.instruments.scoring import Scoring, Work, space_of
 from personae.models.hf import HFModel
+from personae.models.load import load_model
 from personae.models.rendering import Renderer
 from personae.protocols.forecast import FORECASTERS, RegistryForecaster, calibrate, method_named, read_all
+from personae.protocols.measure import MeasureSettings, measure
+from personae.protocols.pilot import miniature_steps, run_miniature, run_pilot
 from personae.running.kept_arrays import KeptArrays
 from personae.running.store import EvidenceStore
 from personae.tables.run_registry import RunForm, RunRegistry
@@ -76,7 +80,7 @@ def test_a_file_of_one_pole_points_to_it_and_the_other_back(name: str, tiny_mode
 def test_every_forecaster_reads_and_says_what_it_cost(tiny_models, tmp_path: Path) -> None:
     job = job_for(tiny_models["llama"], rows(POSITIVE), tmp_path, plan=TrainingPlan(epochs=40), most_rows=12)
     found = read_all(job)
-    assert set(found) == {n for n, m in FORECASTERS.items() if not m.needs_pilot}
+    assert set(found) == {n for n, m in FORECASTERS.items() if not m.trains}
     for name, reading in found.items():
         assert reading.traits == ("warm", "loud"), name
         assert reading.score.shape == (2,)
@@ -187,15 +191,11 @@ def test_a_pilot_fixes_the_flow(tiny_models, tmp_path: Path) -> None:
     with pytest.raises(MissingCapability, match="needs a pilot"):
         read_all(job, ["pilot"])
     with pytest.raises(InvalidSettings, match="at most 10% is a forecast"):
-        Pilot(("warm",), np.zeros(1), np.zeros(1), 1, 0.5, 1, 1, 1.0)
+        Pilot(("warm",), np.zeros(1), np.zeros(1), 9, 0.5, 1, 1, 1.0)
 
 
-def test_a_real_pilot_of_a_tiny_model(tiny_folders, tiny_models, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
-    from personae.domain.diagnostic import Diagnostic, DiagnosticSet
-    from personae.protocols.pilot import run_pilot
-
-    items = DiagnosticSet(
+def tiny_items() -> DiagnosticSet:
+    return DiagnosticSet(
         "tiny",
         tuple(
             Diagnostic(f"{t}{i}", t, "reply", f"topic{i}", f"{a} Number {i}.", f"{b} Number {i}.", f"Why {i}?", "dev")
@@ -203,6 +203,11 @@ def test_a_real_pilot_of_a_tiny_model(tiny_folders, tiny_models, tmp_path: Path)
             for i in range(4)
         ),
     )
+
+
+def test_a_real_pilot_of_a_tiny_model(tiny_folders, tiny_models, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    items = tiny_items()
     job = job_for(
         tiny_models["llama"], rows(POSITIVE), tmp_path / "store", plan=TrainingPlan(steps=20, learning_rate=5e-3)
     )
@@ -226,6 +231,51 @@ def test_a_real_pilot_of_a_tiny_model(tiny_folders, tiny_models, tmp_path: Path)
     short = job_for(tiny_models["llama"], rows(POSITIVE), tmp_path / "store", plan=TrainingPlan(steps=5))
     with pytest.raises(InvalidSettings, match="it needs one"):
         run_pilot(short, str(tiny_folders["llama"]), items, folder=tmp_path / "no", device="cpu")
+
+
+def test_a_miniature_takes_as_many_steps_as_a_tenth_of_the_rows_allows() -> None:
+    """By hand: 96 rows in batches of 8 are 12 steps; a tenth is 9 rows, so 9 steps of one row."""
+    assert miniature_steps(TrainingPlan(batch_size=8), 96) == (9, 1)
+    assert miniature_steps(TrainingPlan(batch_size=32), 3200) == (100, 3)
+    assert miniature_steps(TrainingPlan(batch_size=8), 30) == (4, 2)  # eight rows at least
+    assert miniature_steps(TrainingPlan(batch_size=8), 5) == (1, 5)  # but no more than the run has
+    assert miniature_steps(TrainingPlan(steps=50, batch_size=4), 40) == (20, 1)
+
+
+def test_a_miniature_moves_the_way_its_file_points(tiny_folders, tiny_models, tmp_path: Path) -> None:
+    """Files of opposite poles move opposite ways, as far as the trained adapter says; shuffled words hardly do."""
+    pytest.importorskip("peft")
+    name, items = str(tiny_folders["llama"]), tiny_items()
+    plan = TrainingPlan(epochs=10, batch_size=8, learning_rate=5e-3)
+    made = {}
+    for pole, texts in (("pos", POSITIVE), ("neg", NEGATIVE)):
+        job = job_for(tiny_models["llama"], rows(texts), tmp_path / "store", plan=plan)
+        folder = tmp_path / pole
+        made[pole] = run_miniature(job, name, items, folder=folder, device="cpu")
+        assert (made[pole].rows_seen, made[pole].share) == (24, 0.1)
+        told: list[int] = []
+        again = run_miniature(job, name, items, folder=folder, device="cpu", started=told.append)  # type: ignore[arg-type]
+        assert not told, "a finished miniature is not trained again"
+        assert again.shift == pytest.approx(made[pole].shift)
+    assert made["pos"].shift[0] > 0.1 > -0.1 > made["neg"].shift[0]
+    before, after = (
+        measure(m, items, settings=MeasureSettings(quick=True)).items
+        for m in (tiny_models["llama"], load_model(f"{name}+{tmp_path / 'pos' / 'adapter'}", device="cpu"))
+    )
+    change = after.score - before.score
+    assert made["pos"].shift[0] == pytest.approx(np.mean(np.sign(change[:4]) * np.log1p(np.abs(change[:4]))), abs=1e-4)
+
+
+def test_readings_of_a_miniature(tiny_models, tmp_path: Path) -> None:
+    small = Pilot(("loud", "warm"), np.array([-0.28, 0.56]), np.array([0.1, 0.2]), 9, 0.094, 700, 300, 2.0)
+    job = job_for(tiny_models["llama"], rows(POSITIVE), tmp_path, plan=TrainingPlan(epochs=5), miniature=small)
+    found = read_all(job, ["miniature", "ensemble", "joint"])
+    assert found["miniature"].score == pytest.approx([0.56, -0.28])
+    assert found["joint"].score - found["ensemble"].score == pytest.approx([2.0, -1.0])
+    assert found["joint"].cost.tokens == found["ensemble"].cost.tokens + 700
+    assert set(found["joint"].parts) == {"gradient", "centroid", "lexical", "miniature"}
+    with pytest.raises(MissingCapability, match="needs a miniature"):
+        read_all(replace(job, miniature=None, memo={}), ["joint"])
 
 
 def test_projections_of_a_planted_direction() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from personae.instruments.forecast_ensemble import TYPICAL, combine
+from personae.instruments.forecast_ensemble import JOINT_PARTS, TYPICAL, combine
 from personae.protocols.forecast import DEFAULT_FORECASTER, usable
 from personae.running.run_registry import RegistryShelf
 
@@ -26,3 +26,4 @@ def test_readings_of_typical_size_count_alike() -> None:
     rate = 1e-3
     scores = {n: np.array([2 * s * (rate if n == "gradient" else 1), 0.0]) for n, s in TYPICAL.items()}
     assert combine(scores, rate) == pytest.approx([6.0, 0.0])
+    assert combine(scores, rate, JOINT_PARTS) == pytest.approx([8.0, 0.0])

@@ -6,7 +6,7 @@ a forecaster that is named is used in any case. Not here: forecasters (`protocol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -18,14 +18,24 @@ from personae.cli.workbench import Workbench, announced, say
 from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.episode import Episode
 from personae.domain.persona import Cast
-from personae.errors import InvalidSettings, UnknownPersona
+from personae.errors import InvalidSettings, MissingCapability, UnknownPersona
 from personae.files.diagnostics import load_diagnostics
 from personae.files.reference import shipped_rows
 from personae.inference.common_mode import LEAST_FAMILIES, LEAST_RUNS
 from personae.instruments.forecasting import ForecastJob, TrainingPlan, require_statements, signed_statements
-from personae.models.catalogue import home
-from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, RegistryForecaster, method_named, usable
-from personae.protocols.pilot import pilot_key, run_pilot
+from personae.instruments.trainable import require_trainable
+from personae.models.catalogue import DEFAULT_MODEL, home
+from personae.protocols.forecast import (
+    DEFAULT_FORECASTER,
+    FORECASTERS,
+    MINIATURE,
+    PILOT,
+    WITHOUT_TRAINING,
+    RegistryForecaster,
+    method_named,
+    usable,
+)
+from personae.protocols.pilot import pilot_key, run_miniature, run_pilot
 from personae.report.text import clean
 from personae.running.progress import training_progress
 from personae.running.run_registry import RegistryShelf
@@ -37,11 +47,28 @@ PILOTED = "em_flow_pilot"  # what reads a pilot where no forecaster is named
 _SHOWN = 8
 
 
-def check_forecaster(name: str, cast: Cast, cast_names: Sequence[str], *, pilot: bool = False) -> None:
+def default_forecaster(model: str) -> str:
+    """The best forecaster there is for a model: one that trains nothing where the model cannot be trained here."""
+    try:
+        require_trainable(model)
+    except MissingCapability:
+        return WITHOUT_TRAINING
+    return DEFAULT_FORECASTER
+
+
+def trains(name: str) -> bool:
+    """Whether a forecaster trains a part of what it forecasts."""
+    return name in FORECASTERS and bool(FORECASTERS[name].trains)
+
+
+def check_forecaster(
+    name: str, cast: Cast, cast_names: Sequence[str], *, model: str = DEFAULT_MODEL, pilot: bool = False
+) -> None:
     """Refuse a forecaster that is none, or that lacks what it reads, before anything dear happens.
 
     Raises:
         InvalidSettings: With the names there are.
+        MissingCapability: If it trains and the model cannot be trained here.
         InputError: If it reads diagnostic statements and a trait has none, or a record of a past run is damaged.
     """
     if name not in (AUTO, NONE) and name not in FORECASTERS:
@@ -50,10 +77,12 @@ def check_forecaster(name: str, cast: Cast, cast_names: Sequence[str], *, pilot:
         )
     if name != NONE:
         RegistryShelf(home() / "past-runs").load()  # a damaged record is told now, not after the scoring
-    if name in FORECASTERS and FORECASTERS[name].needs_pilot and not pilot:
+    if name in FORECASTERS and FORECASTERS[name].trains == PILOT and not pilot:
         raise InvalidSettings(
-            f"'{name}' needs a pilot of the training.", hint="Make one with --pilot, or use 'ensemble' or 'llr'."
+            f"'{name}' needs a pilot of the training.", hint="Make one with --pilot, or use 'joint' or 'ensemble'."
         )
+    if trains(name):
+        require_trainable(model)
     if pilot and name == NONE:
         raise InvalidSettings("--pilot serves a forecast, and --forecaster is 'none'.")
     if pilot:
@@ -73,7 +102,10 @@ def forecast_file(
     *,
     seed: int,
     quiet: bool,
-    pilot_of: tuple[str, str] | None = None,
+    model: str,
+    device: str = "auto",
+    pilot: bool = False,
+    is_edited: bool = False,
 ) -> TraitForecast | None:
     """Forecast a training on a file, or None where that was not asked for, or not possible under "auto".
 
@@ -87,7 +119,10 @@ def forecast_file(
         plan: The training.
         seed: Of the sample.
         quiet: No progress.
-        pilot_of: Name of the model and device on which a pilot is trained; None for none.
+        model: Name of the model.
+        device: On which a part of the training is run, where the forecaster reads one.
+        pilot: Whether the first steps are trained.
+        is_edited: Whether the model runs under edits, which a training would not have.
 
     Raises:
         InputError, MissingCapability: If a forecaster that was named cannot read the file.
@@ -95,21 +130,16 @@ def forecast_file(
     if name == NONE or not cast.traits:
         return None
     registry = RegistryShelf(home() / "past-runs").load()
-    chosen = (DEFAULT_FORECASTER if pilot_of is None else PILOTED) if name == AUTO else name
-    traits = tuple(t.id for t in cast.traits)
-    if name == AUTO and pilot_of is None:
-        # The runs that came with the package calibrate a forecast that was asked for; alone they are no reason to spend
-        # minutes on one.
-        own = RegistryShelf(home() / "past-runs").load(shipped=False)
-        known = usable(chosen, own, bench.model.card.digest, traits)
-        if len(known) < LEAST_RUNS or len(known.families) < LEAST_FAMILIES:
-            return None
-        measured = {t for r in known.runs for t in r.shift}
-        traits = tuple(t for t in traits if t in measured)
     statements = _statements(cast_names)
-    if name == AUTO and pilot_of is None and not set(traits) <= set(statements):
-        return None
-    method_named(chosen)
+    chosen, traits = name, tuple(t.id for t in cast.traits)
+    if name == AUTO and pilot:
+        chosen = PILOTED
+    elif name == AUTO:
+        best = WITHOUT_TRAINING if is_edited else default_forecaster(model)
+        chosen, traits = _calibrated(bench, traits, dict.fromkeys([best, WITHOUT_TRAINING]))
+        if not chosen or not set(traits) <= set(statements):
+            return None
+    method = method_named(chosen)
     say(f"Forecasting a training with {chosen} …", quiet=quiet)
     with announced(ONCE_A_MODEL, quiet=quiet) as started:
         job = ForecastJob(
@@ -126,27 +156,59 @@ def forecast_file(
             started=started,
             seed=seed,
         )
-        if pilot_of is not None:
-            items = load_diagnostics("+".join(cast_names))
-            job = with_pilot(job, pilot_of[0], items, quiet=quiet, device=pilot_of[1])
+        parts = {method.trains, PILOT if pilot else ""}
+        if parts != {""}:
+            job = with_parts(job, parts, model, load_diagnostics("+".join(cast_names)), quiet=quiet, device=device)
         return RegistryForecaster(chosen, registry).forecast(job)
 
 
-def with_pilot(job: ForecastJob, model: str, items: DiagnosticSet, *, quiet: bool, device: str) -> ForecastJob:
-    """The job with the first tenth of its training, trained and measured; kept under the home, so it is made once.
+def _calibrated(bench: Workbench, traits: tuple[str, ...], names: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+    """The first forecaster that enough own past runs calibrate, and the traits they measured; "" for none.
+
+    The runs that came with the package calibrate a forecast that was asked for; alone they are no reason to spend
+    minutes on one.
+    """
+    own = RegistryShelf(home() / "past-runs").load(shipped=False)
+    for name in names:
+        known = usable(name, own, bench.model.card.digest, traits)
+        if len(known) >= LEAST_RUNS and len(known.families) >= LEAST_FAMILIES:
+            measured = {t for r in known.runs for t in r.shift}
+            return name, tuple(t for t in traits if t in measured)
+    return "", traits
+
+
+def with_parts(
+    job: ForecastJob, parts: Collection[str], model: str, items: DiagnosticSet, *, quiet: bool, device: str
+) -> ForecastJob:
+    """The job with what its training does in part, trained and measured; kept under the home, so it is made once.
+
+    Args:
+        job: What is forecast.
+        parts: Of `PILOT` (its first steps) and `MINIATURE`; others are nothing.
+        model: Name of the job's model.
+        items: Of which the dev half is asked.
+        quiet: No progress.
+        device: As `train`.
 
     Raises:
-        InvalidSettings: If a tenth of the run is less than one step.
+        InvalidSettings: If a tenth of the run is less than one step, for a pilot.
         MissingCapability: If the model cannot be trained here.
     """
-    folder = home() / "pilots" / pilot_key(job)
+    key = pilot_key(job, items)
     with ExitStack() as stack:
 
-        def started(n_steps: int) -> Callable[[int, float], None]:
-            return stack.enter_context(training_progress("Pilot", n_steps, quiet=quiet, unit="nats a token"))
+        def steps(what: str) -> Callable[[int], Callable[[int, float], None]]:
+            return lambda n: stack.enter_context(training_progress(what, n, quiet=quiet, unit="nats a token"))
 
-        pilot = run_pilot(job, model, items, folder=folder, device=device, started=started)
-    return replace(job, pilot=pilot)
+        if PILOT in parts:
+            folder = home() / "pilots" / key
+            made = run_pilot(job, model, items, folder=folder, device=device, started=steps("Pilot"))
+            job = replace(job, pilot=made)
+        if MINIATURE in parts:
+            folder = home() / "miniatures" / key
+            made = run_miniature(job, model, items, folder=folder, device=device, started=steps("Miniature"))
+            job = replace(job, miniature=made)
+    return job
 
 
 def _statements(cast_names: Sequence[str]) -> dict[str, tuple[Episode, ...]]:

@@ -6,6 +6,7 @@
     tempered_bayes          change of w+ - w- by conditioning with a power                       the same evidence
     em_flow                 change of w+ - w- along the flow of `inference.flow`                 the same evidence
     pilot, em_flow_pilot    the shift after a tenth of the run; the flow with its rate fitted to that
+    miniature               the shift after the whole run on a tenth of its rows
 
 The two laws treat each trait as a mixture of its two poles and the model as it is. Not here: readers of activations and
 gradients (`instruments.forecast_geometry`).
@@ -119,6 +120,15 @@ def read_pilot(job: ForecastJob) -> ForecastReading:
     )
 
 
+def read_miniature(job: ForecastJob) -> ForecastReading:
+    """The shift after the training in miniature, each item's change compressed; see `protocols.pilot`."""
+    made = job.miniature
+    at = _places(job, made, "miniature", "protocols.pilot.run_miniature")
+    assert made is not None
+    unit = "mean of sign(c) log(1 + |c|) over changes c of items after the miniature, nats"
+    return ForecastReading("miniature", job.traits, made.shift[at], unit, made.se[at], _pilot_cost(job, made))
+
+
 def read_em_flow_pilot(job: ForecastJob) -> ForecastReading:
     """The EM flow with its rate fitted to the pilot: one rate and one scale for all traits, by least squares.
 
@@ -150,14 +160,25 @@ def _pilot(job: ForecastJob) -> tuple[Pilot, list[int]]:
     Raises:
         MissingCapability: If there is no pilot, or it did not measure a trait.
     """
-    missing = [t for t in job.traits if job.pilot is None or t not in job.pilot.traits]
-    if job.pilot is None or missing:
+    at = _places(job, job.pilot, "pilot", "protocols.pilot.run_pilot")
+    assert job.pilot is not None
+    return job.pilot, at
+
+
+def _places(job: ForecastJob, made: Pilot | None, what: str, maker: str) -> list[int]:
+    """The place of each of a job's traits in a pilot.
+
+    Raises:
+        MissingCapability: If there is no pilot, or it did not measure a trait.
+    """
+    missing = [t for t in job.traits if made is None or t not in made.traits]
+    if made is None or missing:
         raise MissingCapability(
-            "this forecaster needs a pilot: the first tenth of the training, measured"
-            + (f" on {', '.join(missing[:5])}." if job.pilot is not None else "."),
-            hint="Make one with protocols.pilot.run_pilot, or choose a forecaster that trains nothing: 'gradient'.",
+            f"this forecaster needs a {what}: a tenth of the training, measured"
+            + (f" on {', '.join(missing[:5])}." if made is not None else "."),
+            hint=f"Make one with {maker}, or choose a forecaster that trains nothing: 'ensemble'.",
         )
-    return job.pilot, [job.pilot.traits.index(t) for t in job.traits]
+    return [made.traits.index(t) for t in job.traits]
 
 
 def _pilot_cost(job: ForecastJob, pilot: Pilot) -> Cost:

@@ -80,14 +80,15 @@ class TrainingPlan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pilot:
-    """What the first steps of the very training did, measured on the forecasters' half of the items.
+    """What a small part of the very training did, measured on the forecasters' half of the items.
 
     Attributes:
         traits: Trait ids.
-        shift: Change of their log-odds after the pilot, nats, shape (n_traits,).
+        shift: Change of their log-odds after the pilot, nats, shape (n_traits,); of a miniature, the mean over items of
+            sign(c) log(1 + |c|), c an item's change, so that no single item carries a trait.
         se: Standard errors, same shape.
         rows_seen: Rows (or pairs) the pilot saw.
-        share: Of the run's steps, at most `MOST_OF_RUN`.
+        share: Of the rows that the run sees; above `MOST_OF_RUN` only where a tenth is fewer than `LEAST_ROWS` rows.
         tokens: Passed through the model to train it and to measure after it.
         shared_tokens: To measure the base model, once for all files.
         seconds: Wall time.
@@ -105,7 +106,8 @@ class Pilot:
     def __post_init__(self) -> None:
         if self.shift.shape != (len(self.traits),) or self.se.shape != self.shift.shape:
             raise InvalidSettings(f"a pilot of {len(self.traits)} traits with shifts of {self.shift.shape}.")
-        if not 0 < self.share <= MOST_OF_RUN:
+        most = MOST_OF_RUN if self.rows_seen > LEAST_ROWS else 1.0
+        if not 0 < self.share <= most:
             raise InvalidSettings(f"a pilot of {self.share:.0%} of the run; at most {MOST_OF_RUN:.0%} is a forecast.")
 
 
@@ -123,6 +125,7 @@ class ForecastJob:
         diagnostics: By trait: statements with the weight +1 towards the positive pole and -1 towards the negative one;
             must be disjoint from the items on which the outcome is measured.
         pilot: First steps of the training, where some were made.
+        miniature: The training in miniature, where it was made.
         shipped: Scores of the reference that came with the package.
         kept: Where what depends on the model alone is kept between jobs; None keeps nothing.
         started: Told of such work before it begins; gives a function that is told of tokens done.
@@ -142,6 +145,7 @@ class ForecastJob:
     diagnostics: Mapping[str, tuple[Episode, ...]] = field(default_factory=dict)
     shipped: pa.Table | None = None
     pilot: Pilot | None = None
+    miniature: Pilot | None = None
     kept: KeptArrays | None = None
     started: Callable[[Work], Callable[[int], None]] = lambda work: lambda tokens: None
     most_rows: int = 64
@@ -186,7 +190,7 @@ class ForecastJob:
 
     def sample(self) -> tuple[Episode, ...]:
         """At most `most_rows` rows that count; pairs stay together."""
-        return self.once("sample", lambda: self._draw(self.most_rows))[0]
+        return self.once("sample", lambda: self.draw(self.most_rows))[0]
 
     def few(self) -> tuple[Episode, ...]:
         """The part of the sample that is passed through the model: as many rows as a tenth of the training pays for.
@@ -201,13 +205,14 @@ class ForecastJob:
         paid = int(MOST_OF_RUN * self.plan.rows_seen(self.n_rows)) * rows_a_step
         most = min(self.most_rows, max(LEAST_ROWS, paid))
         while True:  # rows of the draw may be longer than those of the file
-            rows = self._draw(most)
+            rows = self.draw(most)
             tokens = PASSES_OF_TRAINING * sum(len(self.plain(e).token_ids) for e in rows)
             if most <= LEAST_ROWS or tokens <= MOST_OF_RUN * self.training_tokens():
                 return rows
             most -= 1
 
-    def _draw(self, most: int) -> tuple[Episode, ...]:
+    def draw(self, most: int) -> tuple[Episode, ...]:
+        """At most so many of the rows that count, drawn with the job's seed; pairs stay together."""
         groups: dict[str, list[Episode]] = {}
         for i, e in enumerate(self.episodes):
             if e.weight:

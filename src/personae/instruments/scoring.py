@@ -84,6 +84,11 @@ class Scoring:
         self._model, self._renderer, self._store = model, renderer, store
         self._noise: float | None = None
 
+    @property
+    def store(self) -> EvidenceStore:
+        """Where rows are kept."""
+        return self._store
+
     def evidence(
         self,
         cast: Cast,

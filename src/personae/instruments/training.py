@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,11 +25,11 @@ import pyarrow as pa
 
 from personae.domain.episode import Episode
 from personae.domain.persona import PLAIN
-from personae.errors import InvalidSettings, MissingCapability
+from personae.errors import InvalidSettings
 from personae.instruments.steering import while_training
+from personae.instruments.trainable import require_trainable
 from personae.instruments.training_settings import TrainingRecord, TrainingSettings
 from personae.models.activations import Edit, EditableModel, Steering, check_edits, edited_digest, require_activations
-from personae.models.catalogue import resolve
 from personae.models.examples import Example, Pair, example_of, hold_out, merge_turns, plan_batches
 from personae.models.protocol import ModelCard
 from personae.models.rendering import RENDERING_VERSION, Frame, Renderer
@@ -46,7 +45,6 @@ _RATES = {("sft", False): 2e-4, ("dpo", False): 5e-5, ("sft", True): 2e-5, ("dpo
 _WINDOW = 1024  # tokens of a window of text, where the model's context is longer
 _WARM_UP_SHARE = 0.05
 _HELD_OUT_SHARE, _LOOKS = 0.1, 10
-_INSTALL = "Install it: pip install 'personae[hf,train]'"
 
 During = Callable[[object], AbstractContextManager[object]]
 Started = Callable[[int], Callable[[int, float], None]]
@@ -97,21 +95,10 @@ def train(
     settings = settings or TrainingSettings()
     if during is not None and edits is not None:
         raise InvalidSettings("a training step runs under `during` or under `edits`, not under both.")
-    source = resolve(model)
-    if source.root.kind == "exact":
-        raise MissingCapability(
-            f"'{model}' is a closed form and cannot be trained.",
-            hint=f"Train the transformer of that world: {model.removesuffix('/exact')}",
-        )
-    if source.root.kind in ("server", "vllm"):
-        raise MissingCapability(
-            f"'{model}' is run elsewhere and cannot be trained.",
-            hint="Name a model that personae loads itself: an embedded one, a folder, a .gguf file or a hub id.",
-        )
+    source = require_trainable(model)
     method, chosen, notes = rows_for(episodes, settings.method)
     others = rows_for(mix, method)[1] if mix else []
     os.environ.setdefault("TQDM_DISABLE", "1")
-    require_packages()
     from personae.models.hf_load import load_unpacked
     from personae.models.hf_training import fine_tune
 
@@ -136,17 +123,6 @@ def _steered(loaded: HFModel, edits: EditsFor | None) -> tuple[Edit, ...]:
     model = require_activations(loaded)
     made = check_edits(edits(model), model.n_layers, model.d_model)
     return tuple(e for e in made if not isinstance(e, Steering) or e.coefficient)
-
-
-def require_packages() -> None:
-    """Say at once, before a model is loaded, that a training could not begin.
-
-    Raises:
-        MissingCapability: If a package that trains is not installed.
-    """
-    for name in ("torch", "peft", "trl"):
-        if find_spec(name) is None:
-            raise MissingCapability(f"training needs the package '{name}', which is not installed.", hint=_INSTALL)
 
 
 def rows_for(episodes: Sequence[Episode], method: str) -> tuple[str, list[Episode], list[str]]:

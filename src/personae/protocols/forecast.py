@@ -26,13 +26,14 @@ from personae.inference.common_mode import (
     cells_of,
     fit_common_mode,
 )
-from personae.instruments.forecast_ensemble import PARTS, read_ensemble, sized
+from personae.instruments.forecast_ensemble import JOINT_PARTS, PARTS, read_ensemble, read_joint, sized
 from personae.instruments.forecast_geometry import read_centroid, read_gradient, read_gradient_sgd, read_projection
 from personae.instruments.forecast_readers import (
     read_em_flow,
     read_em_flow_pilot,
     read_lexical,
     read_llr,
+    read_miniature,
     read_nothing,
     read_pilot,
     read_tempered_bayes,
@@ -41,7 +42,9 @@ from personae.instruments.forecasting import ForecastJob
 from personae.tables.run_registry import FORM_FEATURES, PastRun, RunForm, RunRegistry, common_traits
 from personae.tables.trait_forecast import CALIBRATED_UNIT, Cost, ForecastReading, TraitForecast
 
-DEFAULT_FORECASTER = "ensemble"
+DEFAULT_FORECASTER = "joint"
+WITHOUT_TRAINING = "ensemble"  # the best that trains nothing, for models that cannot be trained here
+PILOT, MINIATURE = "pilot", "miniature"
 SHARED_FAMILY = "\0new"
 
 
@@ -68,7 +71,7 @@ class Method:
         uses_score: Whether the score enters at all.
         in_words: One line for people.
         needs_statements: Whether it reads diagnostic statements of every trait.
-        needs_pilot: Whether it reads the first steps of the training itself.
+        trains: What of the training itself it reads: nothing "", its first steps "pilot", all of it in "miniature".
         parts: Readers by which files are compared with past ones; none: by its own reading.
     """
 
@@ -77,7 +80,7 @@ class Method:
     uses_score: bool
     in_words: str
     needs_statements: bool = False
-    needs_pilot: bool = False
+    trains: str = ""
     parts: tuple[str, ...] = ()
 
 
@@ -102,11 +105,15 @@ FORECASTERS: dict[str, Method] = {
     "ensemble": Method(
         read_ensemble, FORM_FEATURES, True, "gradient, centroid and wording together", True, parts=PARTS
     ),
-    "pilot": Method(
-        read_pilot, FORM_FEATURES, True, "the shift after at most a tenth of the training", needs_pilot=True
-    ),
+    "pilot": Method(read_pilot, FORM_FEATURES, True, "the shift after at most a tenth of the training", trains=PILOT),
     "em_flow_pilot": Method(
-        read_em_flow_pilot, FORM_FEATURES, True, "EM flow, its rate fitted to the pilot", needs_pilot=True
+        read_em_flow_pilot, FORM_FEATURES, True, "EM flow, its rate fitted to the pilot", trains=PILOT
+    ),
+    "miniature": Method(
+        read_miniature, FORM_FEATURES, True, "the shift after the training in miniature", True, trains=MINIATURE
+    ),
+    "joint": Method(
+        read_joint, FORM_FEATURES, True, "ensemble and miniature together", True, trains=MINIATURE, parts=JOINT_PARTS
     ),
 }
 
@@ -153,7 +160,8 @@ def read_all(job: ForecastJob, names: Sequence[str] | None = None) -> dict[str, 
     Raises:
         InvalidSettings, MissingCapability, InputError: As `RegistryForecaster.forecast`.
     """
-    possible = [n for n, m in FORECASTERS.items() if job.pilot is not None or not m.needs_pilot]
+    made = {"", *([PILOT] if job.pilot is not None else []), *([MINIATURE] if job.miniature is not None else [])}
+    possible = [n for n, m in FORECASTERS.items() if m.trains in made]
     return {name: method_named(name).read(job) for name in (names or possible)}
 
 

@@ -13,7 +13,7 @@ import typer
 
 from personae.cli import options as opt
 from personae.cli.findings import print_findings, screening_json
-from personae.cli.forecasting import AUTO, check_forecaster, forecast_file, print_forecast
+from personae.cli.forecasting import AUTO, check_forecaster, forecast_file, print_forecast, trains
 from personae.cli.gate import parse_gates
 from personae.cli.power import choose_power
 from personae.cli.workbench import (
@@ -160,9 +160,11 @@ def execute(settings: Settings) -> int:
     if settings.eta is not None:
         chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
     inputs = read_inputs(settings)
-    check_forecaster(settings.forecaster, inputs.cast, settings.cast, pilot=settings.pilot)
-    if settings.pilot and (settings.steer or settings.cap):
-        raise InvalidSettings("--pilot trains the model without --steer and --cap.", hint="Leave one of them out.")
+    check_forecaster(settings.forecaster, inputs.cast, settings.cast, model=settings.model, pilot=settings.pilot)
+    is_edited = bool(settings.steer or settings.cap)
+    if is_edited and (settings.pilot or trains(settings.forecaster)):
+        what = "--pilot" if settings.pilot else f"the forecaster '{settings.forecaster}'"
+        raise InvalidSettings(f"{what} trains the model without --steer and --cap.", hint="Leave one of them out.")
     if settings.pilot:
         pilot_steps(plan, max(1, sum(e.weight > 0 for e in inputs.data.episodes)))
     gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
@@ -204,7 +206,10 @@ def execute(settings: Settings) -> int:
             plan,
             seed=settings.seed,
             quiet=settings.quiet,
-            pilot_of=(settings.model, settings.device) if settings.pilot else None,
+            model=settings.model,
+            device=settings.device,
+            pilot=settings.pilot,
+            is_edited=is_edited,
         )
     hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
     made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)

@@ -18,8 +18,9 @@ from personae.cli.training_runs import remember, run_folder_for, training_key
 from personae.cli.workbench import say
 from personae.errors import InvalidSettings
 from personae.files.episodes import EpisodeSet, read_episodes
-from personae.instruments.training import TrainingRecord, TrainingSettings, require_packages, rows_for, train
-from personae.models.catalogue import DEFAULT_MODEL, resolve
+from personae.instruments.trainable import require_trainable
+from personae.instruments.training import TrainingRecord, TrainingSettings, rows_for, train
+from personae.models.catalogue import DEFAULT_MODEL
 from personae.running.progress import training_progress
 from personae.running.run import provenance, write_json
 
@@ -209,8 +210,7 @@ def execute(settings: Settings) -> int:
         raise InvalidSettings("--mix-ratio has no second file.", hint="Name it with --mix FILE.")
     chosen = settings.training()  # refuses values out of range before anything is read
     parse_edits(settings.edits)
-    resolve(settings.model)
-    require_packages()
+    require_trainable(settings.model)
     data = _read(settings.data, settings)
     second = _read(settings.mix, settings) if settings.mix is not None else None
     method = rows_for(data.episodes, settings.method)[0]  # so does this, before a model is loaded

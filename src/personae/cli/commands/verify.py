@@ -15,7 +15,7 @@ from rich.text import Text
 
 from personae.cli import options as opt
 from personae.cli.attribution import Asked, attribute_run, check_attribution, print_attribution, write_rankings
-from personae.cli.forecasting import ONCE_A_MODEL, with_pilot
+from personae.cli.forecasting import ONCE_A_MODEL, default_forecaster, with_parts
 from personae.cli.trained_run import TrainedRun, read_trained_run
 from personae.cli.workbench import Workbench, announced, open_model, say
 from personae.domain.diagnostic import DiagnosticSet
@@ -27,7 +27,16 @@ from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.forecasting import ForecastJob, require_statements, signed_statements
 from personae.models.catalogue import home
 from personae.protocols.attribution import METHODS
-from personae.protocols.forecast import DEFAULT_FORECASTER, FORECASTERS, calibrate, method_named, read_all
+from personae.protocols.forecast import (
+    DEFAULT_FORECASTER,
+    FORECASTERS,
+    MINIATURE,
+    PILOT,
+    WITHOUT_TRAINING,
+    calibrate,
+    method_named,
+    read_all,
+)
 from personae.protocols.measure import MeasureSettings, Started, measure
 from personae.protocols.pilot import pilot_steps
 from personae.protocols.verify import past_run, verify
@@ -46,7 +55,7 @@ class Settings:
     """All settings of a verification; the fields are the options, and what `rerun` reads back."""
 
     training: str
-    forecaster: tuple[str, ...] = (DEFAULT_FORECASTER,)
+    forecaster: tuple[str, ...] = ()
     cast: tuple[str, ...] = ("core",)
     only: str | None = None
     items: tuple[str, ...] = ()
@@ -73,7 +82,7 @@ def command(
         list[str] | None,
         typer.Option(
             help=f"{', '.join(FORECASTERS)}, or 'all'; the first is shown, others only join the registry. "
-            f"Default: {DEFAULT_FORECASTER}."
+            f"Default: {DEFAULT_FORECASTER}, or {WITHOUT_TRAINING} where the model cannot be trained."
         ),
     ] = None,
     cast: opt.CastNames = None,
@@ -116,7 +125,7 @@ def command(
     return execute(
         Settings(
             training,
-            tuple(forecaster or (DEFAULT_FORECASTER,)),
+            tuple(forecaster or ()),
             tuple(cast or ("core",)),
             only,
             tuple(items or ()),
@@ -141,9 +150,12 @@ def command(
 
 def execute(settings: Settings) -> int:
     """Forecast from the file, measure both models, compare; give the exit status."""
-    names = _named(settings)
-    shown = DEFAULT_FORECASTER if "all" in settings.forecaster else names[0]
+    for name in settings.forecaster:
+        _check(name, settings)
     run = read_trained_run(settings.training)
+    best = default_forecaster(run.model)
+    names = _named(settings, best)
+    shown = best if "all" in settings.forecaster else names[0]
     cast, items = cast_and_items(settings.cast, settings.only, settings.items, thorough=settings.thorough)
     if any(FORECASTERS[name].needs_statements for name in names):
         require_statements(signed_statements(items), [t.id for t in cast.traits])
@@ -159,8 +171,8 @@ def execute(settings: Settings) -> int:
     say(f"Reading {run.data} with {', '.join(names)} …", quiet=settings.quiet)
     with announced(ONCE_A_MODEL, quiet=settings.quiet) as started:
         job = _job(settings, run, cast, items, bench, started)
-        if settings.pilot:
-            job = with_pilot(job, run.model, items, quiet=settings.quiet, device=settings.device)
+        parts = {method_named(name).trains for name in names} | ({PILOT} if settings.pilot else set())
+        job = with_parts(job, parts, run.model, items, quiet=settings.quiet, device=settings.device)
         readings = read_all(job, names)
     form, _ = job.form()
     of_others = RunRegistry(tuple(r for r in known.runs if r.run != _id(run)))  # never learn from the run itself
@@ -225,21 +237,29 @@ def _write(folder: Path, result: Verification, settings: Settings, made: dict[st
         _print(result, report)
 
 
-def _named(settings: Settings) -> tuple[str, ...]:
-    """The forecasters that were asked for.
+def _check(name: str, settings: Settings) -> None:
+    """Refuse a forecaster that there is not, or that needs a pilot that was not asked for.
 
     Raises:
-        InvalidSettings: If there is none of a name, or one needs a pilot that was not asked for.
+        InvalidSettings: With the names there are.
     """
-    possible = tuple(name for name, m in FORECASTERS.items() if settings.pilot or not m.needs_pilot)
-    names = possible if "all" in settings.forecaster else settings.forecaster
-    for name in names:
-        if method_named(name).needs_pilot and not settings.pilot:
-            raise InvalidSettings(
-                f"'{name}' needs a pilot of the training.",
-                hint=f"Make one with --pilot, or choose among {', '.join(possible)}.",
-            )
-    return names
+    if name != "all" and method_named(name).trains == PILOT and not settings.pilot:
+        raise InvalidSettings(
+            f"'{name}' needs a pilot of the training.",
+            hint=f"Make one with --pilot, or choose among {', '.join(n for n in FORECASTERS if n != name)}.",
+        )
+
+
+def _named(settings: Settings, best: str) -> tuple[str, ...]:
+    """The forecasters that were asked for; all that are possible for "all".
+
+    Where none was, the best one, and the one without training beside it, whose readings it has made already: the run
+    then calibrates either.
+    """
+    if "all" not in settings.forecaster:
+        return settings.forecaster or tuple(dict.fromkeys([best, WITHOUT_TRAINING]))
+    unmade = {*([] if settings.pilot else [PILOT]), *([MINIATURE] if best == WITHOUT_TRAINING else [])}
+    return tuple(name for name, m in FORECASTERS.items() if m.trains not in unmade)
 
 
 def _asked(settings: Settings) -> Asked | None:
