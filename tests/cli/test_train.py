@@ -194,7 +194,7 @@ def test_a_refused_training_leaves_its_folder_free(train, write, tmp_path: Path,
 
 
 def test_a_missing_package_is_told_before_anything_is_written(train, tmp_path: Path, data_file: Path, monkeypatch):
-    monkeypatch.setattr("personae.instruments.training.find_spec", lambda name: None if name == "peft" else object())
+    monkeypatch.setattr("personae.instruments.trainable.find_spec", lambda name: None if name == "peft" else object())
     found = train(data_file, "--out", tmp_path / "run")
     assert found.status == 2
     assert "needs the package 'peft'" in found.err
