@@ -19,12 +19,13 @@ from benchmarks.forecast.families import datasets
 from benchmarks.forecast.measuring import by_trait, digest, stored_runs
 from benchmarks.forecast.reading import READINGS
 from benchmarks.forecast.work import BATCH, DOSES
-from personae.instruments.forecast_ensemble import JOINT_PARTS, PARTS, combine
+from personae.instruments.forecast_ensemble import JOINT_PARTS, combine
+from personae.protocols.forecast import FORECASTERS
 from personae.tables.run_registry import PastRun, RunForm
 
 SHIPPED = Path(__file__).parents[2] / "src" / "personae" / "reference" / "past_runs.jsonl"
 SOURCE = "forecast benchmark, 2026-11-22"
-SUMS = {"ensemble": PARTS, "joint": JOINT_PARTS}
+SUMS = {name: method.parts for name, method in FORECASTERS.items() if method.parts}
 
 
 def main() -> None:

@@ -191,7 +191,7 @@ def test_a_pilot_fixes_the_flow(tiny_models, tmp_path: Path) -> None:
     with pytest.raises(MissingCapability, match="needs a pilot"):
         read_all(job, ["pilot"])
     with pytest.raises(InvalidSettings, match="at most 10% is a forecast"):
-        Pilot(("warm",), np.zeros(1), np.zeros(1), 9, 0.5, 1, 1, 1.0)
+        Pilot(("warm",), np.zeros(1), np.zeros(1), 1, 0.5, 1, 1, 1.0)
 
 
 def tiny_items() -> DiagnosticSet:
@@ -243,7 +243,7 @@ def test_a_miniature_takes_as_many_steps_as_a_tenth_of_the_rows_allows() -> None
 
 
 def test_a_miniature_moves_the_way_its_file_points(tiny_folders, tiny_models, tmp_path: Path) -> None:
-    """Files of opposite poles move opposite ways, as far as the trained adapter says; shuffled words hardly do."""
+    """Files of opposite poles move opposite ways, as far as the trained adapter says."""
     pytest.importorskip("peft")
     name, items = str(tiny_folders["llama"]), tiny_items()
     plan = TrainingPlan(epochs=10, batch_size=8, learning_rate=5e-3)

@@ -24,7 +24,7 @@ from personae.files.reference import shipped_rows
 from personae.inference.common_mode import LEAST_FAMILIES, LEAST_RUNS
 from personae.instruments.forecasting import ForecastJob, TrainingPlan, require_statements, signed_statements
 from personae.instruments.trainable import require_trainable
-from personae.models.catalogue import DEFAULT_MODEL, home
+from personae.models.catalogue import home
 from personae.protocols.forecast import (
     DEFAULT_FORECASTER,
     FORECASTERS,
@@ -61,9 +61,19 @@ def trains(name: str) -> bool:
     return name in FORECASTERS and bool(FORECASTERS[name].trains)
 
 
-def check_forecaster(
-    name: str, cast: Cast, cast_names: Sequence[str], *, model: str = DEFAULT_MODEL, pilot: bool = False
-) -> None:
+def require_pilot(name: str, *, pilot: bool) -> None:
+    """Refuse a forecaster that reads a pilot where none was asked for.
+
+    Raises:
+        InvalidSettings: If it does, or there is none of that name.
+    """
+    if method_named(name).trains == PILOT and not pilot:
+        raise InvalidSettings(
+            f"'{name}' needs a pilot of the training.", hint="Make one with --pilot, or use 'joint' or 'ensemble'."
+        )
+
+
+def check_forecaster(name: str, cast: Cast, cast_names: Sequence[str], *, model: str, pilot: bool = False) -> None:
     """Refuse a forecaster that is none, or that lacks what it reads, before anything dear happens.
 
     Raises:
@@ -77,10 +87,8 @@ def check_forecaster(
         )
     if name != NONE:
         RegistryShelf(home() / "past-runs").load()  # a damaged record is told now, not after the scoring
-    if name in FORECASTERS and FORECASTERS[name].trains == PILOT and not pilot:
-        raise InvalidSettings(
-            f"'{name}' needs a pilot of the training.", hint="Make one with --pilot, or use 'joint' or 'ensemble'."
-        )
+    if name in FORECASTERS:
+        require_pilot(name, pilot=pilot)
     if trains(name):
         require_trainable(model)
     if pilot and name == NONE:

@@ -176,6 +176,27 @@ def _change(first: TraitProfile, second: TraitProfile, trait: str) -> TraitChang
     return TraitChange(trait, d.value, d.low, d.high, d.se, d.p, nan, e.n_items)
 
 
+def compressed_changes(first: TraitProfile, second: TraitProfile) -> dict[str, tuple[float, float]]:
+    """Mean over a trait's items of sign(c) log(1 + |c|), c the item's change in nats, and its standard error.
+
+    Compressed, as few items of a trait move far and which ones do is chance: on the forecast benchmark this forecasts
+    other items better than plain means do (decision 51). Traits that cannot be compared are left out.
+
+    Raises:
+        InputError: If the profiles have no trait in common.
+    """
+    made: dict[str, tuple[float, float]] = {}
+    for trait in (c.trait for c in change_of(first, second) if c.measurable):
+        table = _joined(first, second, trait, first.of(trait).part)
+        rows = list(zip(table.arm, table.item, table.template, table.cluster, table.score, strict=True))
+        before = {(item, template): score for arm, item, template, _, score in rows if arm == "first"}
+        after = [(score - before[i, t], cluster) for arm, i, t, cluster, score in rows if arm == "second"]
+        moved = np.array([change for change, _ in after])
+        mean = cluster_mean(np.sign(moved) * np.log1p(np.abs(moved)), [cluster for _, cluster in after])
+        made[trait] = (mean.value, mean.se)
+    return made
+
+
 def _joined(first: TraitProfile, second: TraitProfile, trait: str, part: str) -> ItemTable:
     """The rows of both that share item and template."""
     tables = [profile.of_part(trait, part) for profile in (first, second)]

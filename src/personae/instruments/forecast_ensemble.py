@@ -24,8 +24,9 @@ Floats = NDArray[np.float64]
 # The gradient's is for a learning rate of 1, to which it is proportional. The miniature's is a third of its typical
 # size: it counts three times, in the sum and where files are compared.
 TYPICAL = {"gradient": 76.0, "centroid": 0.43, "lexical": 0.0027, "miniature": 0.28}
+_READERS = {"miniature": read_miniature, "gradient": read_gradient, "centroid": read_centroid, "lexical": read_lexical}
 PARTS = ("gradient", "centroid", "lexical")
-JOINT_PARTS = (*PARTS, "miniature")
+JOINT_PARTS = ("miniature", *PARTS)  # the one that may be missing first
 
 
 def combine(scores: Mapping[str, Floats], learning_rate: float, parts: tuple[str, ...] = PARTS) -> Floats:
@@ -52,7 +53,7 @@ def read_ensemble(job: ForecastJob) -> ForecastReading:
         InputError: If a trait lacks diagnostic statements.
         MissingCapability: If the model has no weights here.
     """
-    return _together("ensemble", job, (read_gradient(job), read_centroid(job), read_lexical(job)))
+    return _together("ensemble", job, PARTS)
 
 
 def read_joint(job: ForecastJob) -> ForecastReading:
@@ -62,12 +63,11 @@ def read_joint(job: ForecastJob) -> ForecastReading:
         InputError: If a trait lacks diagnostic statements.
         MissingCapability: If the model has no weights here, or there is no miniature.
     """
-    mini = read_miniature(job)
-    return _together("joint", job, (read_gradient(job), read_centroid(job), read_lexical(job), mini))
+    return _together("joint", job, JOINT_PARTS)
 
 
-def _together(name: str, job: ForecastJob, readings: tuple[ForecastReading, ...]) -> ForecastReading:
-    rate, parts = job.plan.learning_rate, tuple(r.forecaster for r in readings)
+def _together(name: str, job: ForecastJob, parts: tuple[str, ...]) -> ForecastReading:
+    rate, readings = job.plan.learning_rate, [_READERS[part](job) for part in parts]
     scores = {r.forecaster: r.score for r in readings}
     se = np.sqrt(sum((sized(r.forecaster, r.se, rate) ** 2 for r in readings), np.zeros(len(job.traits))))
     costs = [r.cost for r in readings]

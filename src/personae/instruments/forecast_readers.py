@@ -115,18 +115,18 @@ def _read_mixture(job: ForecastJob, law: str) -> ForecastReading:
 def read_pilot(job: ForecastJob) -> ForecastReading:
     """The shift after at most a tenth of the training: how far it has gone already."""
     pilot, at = _pilot(job)
-    return ForecastReading(
-        "pilot", job.traits, pilot.shift[at], "shift after the pilot, nats", pilot.se[at], _pilot_cost(job, pilot)
-    )
+    return _shift_after(job, "pilot", pilot, at, "shift after the pilot, nats")
 
 
 def read_miniature(job: ForecastJob) -> ForecastReading:
     """The shift after the training in miniature, each item's change compressed; see `protocols.pilot`."""
-    made = job.miniature
-    at = _places(job, made, "miniature", "protocols.pilot.run_miniature")
-    assert made is not None
+    made, at = _measured(job, job.miniature, "miniature", "protocols.pilot.run_miniature")
     unit = "mean of sign(c) log(1 + |c|) over changes c of items after the miniature, nats"
-    return ForecastReading("miniature", job.traits, made.shift[at], unit, made.se[at], _pilot_cost(job, made))
+    return _shift_after(job, "miniature", made, at, unit)
+
+
+def _shift_after(job: ForecastJob, name: str, pilot: Pilot, at: list[int], unit: str) -> ForecastReading:
+    return ForecastReading(name, job.traits, pilot.shift[at], unit, pilot.se[at], _pilot_cost(job, pilot))
 
 
 def read_em_flow_pilot(job: ForecastJob) -> ForecastReading:
@@ -155,21 +155,14 @@ def read_em_flow_pilot(job: ForecastJob) -> ForecastReading:
 
 
 def _pilot(job: ForecastJob) -> tuple[Pilot, list[int]]:
-    """The job's pilot and the place of each of its traits in it.
+    return _measured(job, job.pilot, "pilot", "protocols.pilot.run_pilot")
+
+
+def _measured(job: ForecastJob, made: Pilot | None, what: str, maker: str) -> tuple[Pilot, list[int]]:
+    """A pilot that must be there, and the place of each of the job's traits in it.
 
     Raises:
-        MissingCapability: If there is no pilot, or it did not measure a trait.
-    """
-    at = _places(job, job.pilot, "pilot", "protocols.pilot.run_pilot")
-    assert job.pilot is not None
-    return job.pilot, at
-
-
-def _places(job: ForecastJob, made: Pilot | None, what: str, maker: str) -> list[int]:
-    """The place of each of a job's traits in a pilot.
-
-    Raises:
-        MissingCapability: If there is no pilot, or it did not measure a trait.
+        MissingCapability: If there is none, or it did not measure a trait.
     """
     missing = [t for t in job.traits if made is None or t not in made.traits]
     if made is None or missing:
@@ -178,7 +171,7 @@ def _places(job: ForecastJob, made: Pilot | None, what: str, maker: str) -> list
             + (f" on {', '.join(missing[:5])}." if made is not None else "."),
             hint=f"Make one with {maker}, or choose a forecaster that trains nothing: 'ensemble'.",
         )
-    return [made.traits.index(t) for t in job.traits]
+    return made, [made.traits.index(t) for t in job.traits]
 
 
 def _pilot_cost(job: ForecastJob, pilot: Pilot) -> Cost:

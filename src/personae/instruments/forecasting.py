@@ -88,10 +88,12 @@ class Pilot:
             sign(c) log(1 + |c|), c an item's change, so that no single item carries a trait.
         se: Standard errors, same shape.
         rows_seen: Rows (or pairs) the pilot saw.
-        share: Of the rows that the run sees; above `MOST_OF_RUN` only where a tenth is fewer than `LEAST_ROWS` rows.
+        share: Of the rows that the run sees, at most `MOST_OF_RUN`; of a miniature's more where that is fewer than
+            `LEAST_ROWS` rows.
         tokens: Passed through the model to train it and to measure after it.
         shared_tokens: To measure the base model, once for all files.
         seconds: Wall time.
+        is_miniature: Whether it was the training in miniature, not its first steps.
     """
 
     traits: tuple[str, ...]
@@ -102,11 +104,12 @@ class Pilot:
     tokens: int
     shared_tokens: int
     seconds: float
+    is_miniature: bool = False
 
     def __post_init__(self) -> None:
         if self.shift.shape != (len(self.traits),) or self.se.shape != self.shift.shape:
             raise InvalidSettings(f"a pilot of {len(self.traits)} traits with shifts of {self.shift.shape}.")
-        most = MOST_OF_RUN if self.rows_seen > LEAST_ROWS else 1.0
+        most = 1.0 if self.is_miniature and self.rows_seen <= LEAST_ROWS else MOST_OF_RUN
         if not 0 < self.share <= most:
             raise InvalidSettings(f"a pilot of {self.share:.0%} of the run; at most {MOST_OF_RUN:.0%} is a forecast.")
 

@@ -96,7 +96,8 @@ def require_replies(trait: str, items: Sequence[Diagnostic], *, split: str, leas
     """
     found = [i for i in items if i.kind == "reply"]
     if len(found) < least:
-        what, fewer = ("to show", " A smaller --n-prompts shows fewer.") if split == "dev" else ("to measure it by", "")
+        what = "to show" if split == "dev" else "to measure it by"
+        fewer = " A smaller --n-prompts shows fewer." if split == "dev" and least > 2 else ""  # 2 is the least there is
         raise InvalidSettings(
             f"'{trait}' has {len(found)} items of kind 'reply' with split '{split}'; {least} are wanted {what}.",
             hint=f'Give rows with "kind": "reply" and "split": "{split}", or leave the trait out with --only.{fewer}',

@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.episode import Episode
 from personae.errors import InvalidSettings
+from personae.inference.traits import compressed_changes
 from personae.instruments.forecasting import (
     LEAST_ROWS,
     MOST_OF_RUN,
@@ -34,14 +34,12 @@ from personae.instruments.forecasting import (
     TrainingPlan,
 )
 from personae.instruments.training import train
-from personae.instruments.training_settings import TrainingRecord, TrainingSettings
+from personae.instruments.training_settings import TrainingSettings
 from personae.models.load import load_model
-from personae.numerics.clustered import cluster_mean
 from personae.protocols.measure import MeasureSettings, compare_profiles, measure
 from personae.running.run import write_json
 from personae.tables.traits import TraitProfile
 
-Floats = NDArray[np.float64]
 Started = Callable[[int], Callable[[int, float], None]]
 _NOTE = "pilot.json"
 
@@ -78,9 +76,7 @@ def run_pilot(
     """
     steps, whole = pilot_steps(job.plan, job.n_rows, share)
     part = _Part(job.episodes, steps, job.plan.batch_size, steps / whole)
-    return _run(
-        job, model, items, part, _shifts, Path(folder), settings or TrainingSettings(), (device, dtype), started
-    )
+    return _run(job, model, items, part, Path(folder), settings or TrainingSettings(), (device, dtype), started)
 
 
 def run_miniature(
@@ -111,10 +107,8 @@ def run_miniature(
     """
     steps, batch = miniature_steps(job.plan, job.n_rows)
     rows = job.draw(steps * batch * (2 if job.method == "dpo" else 1))
-    part = _Part(rows, steps, batch, steps * batch / job.plan.rows_seen(job.n_rows))
-    return _run(
-        job, model, items, part, _compressed, Path(folder), settings or TrainingSettings(), (device, dtype), started
-    )
+    part = _Part(rows, steps, batch, steps * batch / job.plan.rows_seen(job.n_rows), is_miniature=True)
+    return _run(job, model, items, part, Path(folder), settings or TrainingSettings(), (device, dtype), started)
 
 
 def pilot_steps(plan: TrainingPlan, n_rows: int, share: float = MOST_OF_RUN) -> tuple[int, int]:
@@ -156,12 +150,13 @@ def pilot_key(job: ForecastJob, items: DiagnosticSet) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """What of the training is done: rows, steps, batch size, and the share of the whole."""
+    """What of the training is done: rows, steps, batch size, the share of the whole, and whether it is a miniature."""
 
     episodes: Sequence[Episode]
     steps: int
     batch_size: int
     share: float
+    is_miniature: bool = False
 
 
 def _run(
@@ -169,7 +164,6 @@ def _run(
     model: str,
     items: DiagnosticSet,
     part: _Part,
-    moved: Callable[[TraitProfile, TraitProfile], dict[str, tuple[float, float]]],
     folder: Path,
     settings: TrainingSettings,
     place: tuple[str, str],
@@ -190,15 +184,13 @@ def _run(
         batch_size=part.batch_size,
         checkpoints=(),
     )
-    record: TrainingRecord = train(
-        model, part.episodes, folder=folder, settings=chosen, device=device, dtype=dtype, started=started
-    )
+    record = train(model, part.episodes, folder=folder, settings=chosen, device=device, dtype=dtype, started=started)
     half = items.select(traits=[t for t in job.traits if t in items.traits], split="dev")
     # What a model says is asked for alone where that measures every trait; else what it says of itself too.
     asked = MeasureSettings(quick={i.trait for i in half.items if i.kind == "reply"} >= set(half.traits))
     before = measure(job.model, half, settings=asked, renderer=job.renderer, store=job.scoring.store)
     after = measure(load_model(record.use, device=device, dtype=job.model.card.dtype), half, settings=asked)
-    changes = moved(before, after)
+    changes = compressed_changes(before, after) if part.is_miniature else _shifts(before, after)
     pilot = Pilot(
         tuple(changes),
         np.array([value for value, _ in changes.values()]),
@@ -208,6 +200,7 @@ def _run(
         tokens=PASSES_OF_TRAINING * record.n_tokens + after.n_tokens,
         shared_tokens=before.n_tokens,
         seconds=time.perf_counter() - start,
+        is_miniature=part.is_miniature,
     )
     write_json(folder / _NOTE, asdict(pilot) | {"shift": pilot.shift.tolist(), "se": pilot.se.tolist()})
     return pilot
@@ -216,27 +209,6 @@ def _run(
 def _shifts(before: TraitProfile, after: TraitProfile) -> dict[str, tuple[float, float]]:
     """Change of each measurable trait and its standard error, nats."""
     return {c.trait: (c.change, c.se) for c in compare_profiles(before, after) if c.measurable}
-
-
-def _compressed(before: TraitProfile, after: TraitProfile) -> dict[str, tuple[float, float]]:
-    """Mean over a trait's items of sign(c) log(1 + |c|), c the item's change in nats, and its standard error.
-
-    Compressed, as few items of a trait move far and which ones do is chance: on the forecast benchmark this forecasts
-    other items better than plain means do (decision 51).
-    """
-    made: dict[str, tuple[float, float]] = {}
-    for reading in after.readings:
-        first = before.of(reading.trait)
-        if not (first.measurable and reading.measurable) or first.part != reading.part:
-            continue
-        old, new = (p.of_part(reading.trait, reading.part) for p in (before, after))
-        known = dict(zip(zip(old.item, old.template, strict=True), old.score, strict=True))
-        rows = zip(zip(new.item, new.template, strict=True), new.cluster, new.score, strict=True)
-        changes = [(float(score - known[row]), cluster) for row, cluster, score in rows if row in known]
-        moved = np.array([change for change, _ in changes])
-        mean = cluster_mean(np.sign(moved) * np.log1p(np.abs(moved)), [cluster for _, cluster in changes])
-        made[reading.trait] = (mean.value, mean.se)
-    return made
 
 
 def _kept(note: Path, traits: Sequence[str], share: float) -> Pilot | None:

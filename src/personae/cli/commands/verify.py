@@ -15,12 +15,12 @@ from rich.text import Text
 
 from personae.cli import options as opt
 from personae.cli.attribution import Asked, attribute_run, check_attribution, print_attribution, write_rankings
-from personae.cli.forecasting import ONCE_A_MODEL, default_forecaster, with_parts
+from personae.cli.forecasting import ONCE_A_MODEL, default_forecaster, require_pilot, with_parts
 from personae.cli.trained_run import TrainedRun, read_trained_run
 from personae.cli.workbench import Workbench, announced, open_model, say
 from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.persona import Cast
-from personae.errors import InputError, InvalidSettings
+from personae.errors import InputError
 from personae.files.casts import load_casts
 from personae.files.diagnostics import load_diagnostics
 from personae.files.reference import load_reference, shipped_rows
@@ -151,7 +151,8 @@ def command(
 def execute(settings: Settings) -> int:
     """Forecast from the file, measure both models, compare; give the exit status."""
     for name in settings.forecaster:
-        _check(name, settings)
+        if name != "all":
+            require_pilot(name, pilot=settings.pilot)
     run = read_trained_run(settings.training)
     best = default_forecaster(run.model)
     names = _named(settings, best)
@@ -235,19 +236,6 @@ def _write(folder: Path, result: Verification, settings: Settings, made: dict[st
         typer.echo(json.dumps(summary, allow_nan=False))
     elif not settings.quiet:
         _print(result, report)
-
-
-def _check(name: str, settings: Settings) -> None:
-    """Refuse a forecaster that there is not, or that needs a pilot that was not asked for.
-
-    Raises:
-        InvalidSettings: With the names there are.
-    """
-    if name != "all" and method_named(name).trains == PILOT and not settings.pilot:
-        raise InvalidSettings(
-            f"'{name}' needs a pilot of the training.",
-            hint=f"Make one with --pilot, or choose among {', '.join(n for n in FORECASTERS if n != name)}.",
-        )
 
 
 def _named(settings: Settings, best: str) -> tuple[str, ...]:
