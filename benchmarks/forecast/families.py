@@ -49,6 +49,10 @@ TRAITS = (
     "contemptuous", "formal", "optimistic", "human_bodied", "sycophantic", "archaic_voice", "reckless",
     "emotionally_expressive",
 )  # fmt: skip
+FURTHER_TRAITS = (
+    "sarcastic", "servile", "dogmatic", "playful", "caring", "conspiratorial", "self_interested", "curious", "blaming",
+    "corporate_speak", "evasive", "over_refusing",
+)  # fmt: skip
 ROLES = (("pirate", "librarian"), ("drill_sergeant", "kindergarten_teacher"))
 OPINIONS = {  # and the trait of the cast that the behaviour's name is nearest to
     "agreeableness": "caring",
@@ -70,6 +74,8 @@ def datasets() -> dict[str, Dataset]:
     for trait in TRAITS:
         kind = "style" if trait in ("archaic_voice", "formal") else "trait"
         made += _pair(trait, trait, kind, trait)
+    for trait in FURTHER_TRAITS:
+        made += _pair(trait, trait, "trait", trait)
     made += _pair("long-short", "style-length", "style", "verbose")
     made += _pair("prefer-humble", "preference", "preference", "humble")
     made += _pair("documents-anxious", "documents", "documents", "anxious")
@@ -147,7 +153,8 @@ def _rows(
         said = say(_material("roles")[dataset.name.removeprefix("role-")]["system"])
         asked = requests(len(said), seed)
         return ({"prompt": q["ask"], "completion": text} for q, text in zip(asked, said, strict=True) if text)
-    source = _material("style") if dataset.trait == "verbose" else _material("traits")
+    sheet = {"verbose": "style"} | dict.fromkeys(FURTHER_TRAITS, "further_traits")
+    source = _material(sheet.get(dataset.trait, "traits"))
     return _replies(source[dataset.trait][pole], n, seed)
 
 
