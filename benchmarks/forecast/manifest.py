@@ -1,8 +1,8 @@
 """The order of fine-tunes: whatever is done when time is up is a balanced set.
 
-First every family of `smollm2` once, pair by pair; then `gemma-270m`; then further seeds; then further traits. A run
-is one training of one epoch at a constant learning rate, measured after a third of its rows and after all of them: at
-a constant rate and in one epoch the first third is exactly the training on that third, so a run gives two doses.
+First every family of `smollm2` once, pair by pair; then `gemma-270m`; then further seeds. A run is one training of one
+epoch at a constant learning rate, measured after a third of its rows and after all of them: at a constant rate and in
+one epoch the first third is exactly the training on that third, so a run gives two doses.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ FIRST = (  # one of each kind early
     "long-short-pos", "human_bodied-pos", "opinion-neuroticism-pos", "sycophantic-pos", "reckless-pos",
     "emotionally_expressive-pos", "opinion-risk-seeking-pos", "role-drill_sergeant",
     "opinion-believes-life-has-no-meaning-pos", "opinion-conscientiousness-pos",
+    *(f"{trait}-pos" for trait in FURTHER_TRAITS),
 )  # fmt: skip
 ON_BASE = (
     "contemptuous-pos", "optimistic-pos", "archaic_voice-pos", "opinion-agreeableness-pos", "neutral", "formal-pos",
@@ -50,4 +51,4 @@ def manifest() -> list[Run]:
     runs = pairs(SMALL, FIRST, 0) + pairs(BASE, ON_BASE, 0)
     for seed in (1, 2):
         runs += pairs(SMALL, SEEDED, seed)
-    return runs + pairs(SMALL, tuple(f"{trait}-pos" for trait in FURTHER_TRAITS), 0)
+    return runs
