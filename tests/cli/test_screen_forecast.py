@@ -81,6 +81,7 @@ def test_a_miniature_is_trained_once_and_read(
     assert made.json["forecast"]["forecaster"] == "joint"
     assert made.json["forecast"]["traits"][0]["shift"]
     (note,) = (own_home / "miniatures").glob("*/pilot.json")
+    assert not list(note.parent.rglob("*.safetensors"))  # weights are measured once, not kept
     written = note.stat().st_mtime_ns
     again = personae(*call, "--forecaster", "miniature", "--out", tmp_path / "b").json["forecast"]
     assert note.stat().st_mtime_ns == written

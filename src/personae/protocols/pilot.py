@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -62,8 +63,8 @@ def run_pilot(
         job: Its plan says how long the whole run is.
         model: Name of the job's model.
         items: Of which the dev half is asked.
-        folder: For the pilot's adapter and `pilot.json`; one for each `pilot_key`. A second call goes on from what is
-            there, and one that finds the pilot finished trains and measures nothing.
+        folder: For `pilot.json`, and for the weights until they are measured; one for each `pilot_key`. A second call
+            goes on from what is there, and one that finds the pilot finished trains and measures nothing.
         settings: Of the whole training; steps, schedule, learning rate and batch size follow from the plan.
         share: Of the run's steps, at most a tenth.
         device: As `train`.
@@ -203,6 +204,7 @@ def _run(
         is_miniature=part.is_miniature,
     )
     write_json(folder / _NOTE, asdict(pilot) | {"shift": pilot.shift.tolist(), "se": pilot.se.tolist()})
+    shutil.rmtree(record.result, ignore_errors=True)  # measured, so 20 MB a file that nobody asks again
     return pilot
 
 
