@@ -107,7 +107,6 @@ def _miniature(job: ForecastJob, run: Run, folder: Path) -> Pilot:
         run.model,
         load_diagnostics("core"),
         folder=folder / "miniatures" / run.id,
-        settings=settings_of(run),
         device="cpu",
         dtype=DTYPE,
     )
@@ -159,6 +158,7 @@ def _job(run: Run, folder: Path, evals: Path | None, rows: int) -> ForecastJob:
         bench.scoring,
         load_reference(),
         TrainingPlan(batch_size=BATCH, learning_rate=rate),
+        settings,
         signed_statements(load_diagnostics("core"), split="dev"),
         shipped_rows(bench.space),
         kept=KeptArrays(folder / "shared" / "gradients", bench.space),

@@ -62,7 +62,7 @@ def test_a_pilot_is_trained_once_and_read(
     again = personae(*call, "--pilot", "--forecaster", "pilot", "--json", "--out", tmp_path / "b").json["forecast"]
     assert note.stat().st_mtime_ns == written
     assert {t["id"]: t["shift"] for t in again["traits"]} == dict(
-        zip(*(json.loads(note.read_text())[k] for k in ("traits", "shift")), strict=True)
+        zip(*(json.loads(note.read_text())["pilot"][k] for k in ("traits", "shift")), strict=True)
     )
     short = personae("screen", data_file, *fixed, "--pilot")
     assert short.status == 2
@@ -85,7 +85,7 @@ def test_a_miniature_is_trained_once_and_read(
     written = note.stat().st_mtime_ns
     again = personae(*call, "--forecaster", "miniature", "--out", tmp_path / "b").json["forecast"]
     assert note.stat().st_mtime_ns == written
-    assert [t["shift"] for t in again["traits"]] == json.loads(note.read_text())["shift"]
+    assert [t["shift"] for t in again["traits"]] == json.loads(note.read_text())["pilot"]["shift"]
     other = personae(*call, "--forecaster", "miniature", "--seed", 5, "--out", tmp_path / "c").json["forecast"]
     assert [t["shift"] for t in other["traits"]] != [t["shift"] for t in again["traits"]]
 

@@ -155,8 +155,8 @@ def test_pairs_turn_with_their_order(tiny_models, tmp_path: Path) -> None:
         for i in range(12):
             ask = (Turn("user", f"Tell me {i}."),)
             made += [
-                Episode(f"c{i}", ask, chosen[i % 3], 1.0, f"p{i}"),
-                Episode(f"d{i}", ask, rejected[i % 3], -1.0, f"p{i}"),
+                Episode(f"p{i}/chosen", ask, chosen[i % 3], 1.0, "one topic"),
+                Episode(f"p{i}/rejected", ask, rejected[i % 3], -1.0, "one topic"),
             ]
         return tuple(made)
 
@@ -234,12 +234,13 @@ def test_a_real_pilot_of_a_tiny_model(tiny_folders, tiny_models, tmp_path: Path)
 
 
 def test_a_miniature_takes_as_many_steps_as_a_tenth_of_the_rows_allows() -> None:
-    """By hand: 96 rows in batches of 8 are 12 steps; a tenth is 9 rows, so 9 steps of one row."""
-    assert miniature_steps(TrainingPlan(batch_size=8), 96) == (9, 1)
+    """By hand: 960 rows in batches of 8 are 120 steps; a tenth is 96 rows, so 96 steps of one row."""
+    assert miniature_steps(TrainingPlan(batch_size=8), 960) == (96, 1)
     assert miniature_steps(TrainingPlan(batch_size=32), 3200) == (100, 3)
-    assert miniature_steps(TrainingPlan(batch_size=8), 30) == (4, 2)  # eight rows at least
+    assert miniature_steps(TrainingPlan(batch_size=8), 96) == (12, 2)  # twenty-four rows at least
     assert miniature_steps(TrainingPlan(batch_size=8), 5) == (1, 5)  # but no more than the run has
-    assert miniature_steps(TrainingPlan(steps=50, batch_size=4), 40) == (20, 1)
+    assert miniature_steps(TrainingPlan(steps=50, batch_size=4), 40) == (24, 1)
+    assert miniature_steps(TrainingPlan(steps=80, batch_size=4), 40) == (32, 1)
 
 
 def test_a_miniature_moves_the_way_its_file_points(tiny_folders, tiny_models, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from torch import nn
 
 from personae.domain.episode import Episode, Turn
 from personae.errors import InvalidSettings, MissingCapability, NumericsError, StorageError
-from personae.instruments.training import TrainingRecord, TrainingSettings, rows_for, train
+from personae.instruments.training import TrainingRecord, TrainingSettings, train
+from personae.instruments.training_rows import rows_for
 from personae.models import hf_training, hf_training_state
 from personae.models.activations import EditableModel, Steering
 from personae.models.catalogue import resolve

@@ -12,11 +12,10 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,7 +25,7 @@ from personae.cli.trained_run import TrainedRun
 from personae.cli.workbench import announced, open_model, say
 from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.episode import Episode
-from personae.errors import InputError, InvalidSettings, UnknownPersona
+from personae.errors import InvalidSettings, UnknownPersona
 from personae.instruments.forecasting import ForecastJob
 from personae.instruments.training import train
 from personae.instruments.training_settings import TrainingSettings
@@ -90,7 +89,6 @@ def check_attribution(asked: Asked, run: TrainedRun, traits: Sequence[str]) -> N
     if run.is_steered:
         raise InvalidSettings("this training was steered; rows are left out of trainings without --steer only.")
     n_left_out(len(run.episodes), asked.share)
-    _again(run)
 
 
 def attribute_run(
@@ -130,7 +128,7 @@ def _outcome(
 ) -> Outcome:
     """One training and its measurement, from its folder where that is done."""
     # Other items are another outcome of the same training.
-    key = _digest([[r.content_digest.hex() for r in rows], dict(run.training), run.base_digest])
+    key = _digest([[r.content_digest.hex() for r in rows], asdict(run.training), run.base_digest])
     folder = run.folder / _FOLDER / f"{asked.trait}-{name.replace(' ', '-')}-{key}"
     note = folder / f"outcome-{asked.dtype}-{_digest([[i.id, i.pos, i.neg, i.prompt] for i in items.items])}.json"
     known = _kept(note)
@@ -182,14 +180,8 @@ def _kept(note: Path) -> Outcome | None:
 
 def _again(run: TrainedRun) -> TrainingSettings:
     """The run's own settings, with its number of steps fixed, so that fewer rows are not fewer steps."""
-    try:
-        used = TypeAdapter(TrainingSettings).validate_python(dict(run.training))
-    except ValidationError as error:
-        raise InputError(
-            "the settings in run.json are those of another version", path=str(run.folder / "run.json")
-        ) from error
     # Rows held out and early stopping would make two trainings differ in more than the rows that were named.
-    return replace(used, steps=run.plan.steps, checkpoints=(), held_out=0.0, stop_early=False)
+    return replace(run.training, steps=run.plan.steps, checkpoints=(), held_out=0.0, stop_early=False)
 
 
 def write_rankings(folder: Path, run: TrainedRun, rankings: Sequence[Ranking], share: float) -> None:

@@ -41,6 +41,17 @@ Pilot = Annotated[
         "--pilot", help="Train the first tenth of the run and measure it, for the forecasters 'pilot', 'em_flow_pilot'."
     ),
 ]
+Forecaster = Annotated[
+    str,
+    typer.Option(
+        help="Forecast a training: a forecaster's name, 'none', or 'auto': the best one, where past runs of your own "
+        "give it a scale. The best one trains on a part of the file."
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(help="Screen this model's own answers to the file's prompts: a server (text is enough) or a model."),
+]
 Thorough = Annotated[
     bool,
     typer.Option(

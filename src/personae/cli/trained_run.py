@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from personae.domain.episode import Episode
 from personae.errors import InputError
 from personae.files.episodes import read_episodes
 from personae.instruments.forecasting import TrainingPlan
-from personae.instruments.training import rows_for
+from personae.instruments.training_rows import mean_rate, rows_for
+from personae.instruments.training_settings import TrainingSettings
 from personae.running.run import file_digest, read_run
 
 _HINT = "Name the folder of a finished `personae train` run, made by this version."
@@ -35,7 +38,7 @@ class TrainedRun:
         plan: As forecasters need it.
         seed: Of the training.
         n_tokens: Tokens run over all steps.
-        training: Settings as they were used, for training again in the same way.
+        training: Settings as they were used, every default resolved, for training again in the same way.
         dtype: Of the base weights in training.
         is_mixed: Whether a second file was mixed in.
         is_steered: Whether directions were added while training.
@@ -52,7 +55,7 @@ class TrainedRun:
     plan: TrainingPlan
     seed: int
     n_tokens: int
-    training: Mapping[str, Any]
+    training: TrainingSettings
     dtype: str
     is_mixed: bool
     is_steered: bool
@@ -89,9 +92,12 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
     if settings.get("mix") is not None:
         notes.append(f"The second file {settings['mix']} was mixed in; the forecast is of {data} alone.")
     if settings.get("system"):
-        notes.append("The training had a system prompt; the forecast takes the rows without it.")
+        notes.append("The training had a system prompt; past runs, by which forecasts are sized, had none.")
     if settings.get("steer"):
         notes.append("The training was steered; the forecast is of an unsteered one.")
+    if result.get("full"):
+        notes.append("All weights were trained; past runs, by which forecasts are sized, trained adapters.")
+    training = _training(result["settings"], path)
     use = str(values["use"]) if result.get("full") else f"{values['model']}+{place}"
     return TrainedRun(
         folder=place,
@@ -105,11 +111,11 @@ def read_trained_run(folder: str | Path) -> TrainedRun:
             method=method,
             steps=int(result["n_steps"]),
             batch_size=int(values["batch_size"]),
-            learning_rate=float(values["learning_rate"]),
+            learning_rate=mean_rate(training),
         ),
         seed=int(settings.get("seed", 0)),
         n_tokens=int(values["n_tokens"]),
-        training=dict(result["settings"]),
+        training=training,
         dtype=str(settings.get("dtype", "float32")),
         is_mixed=settings.get("mix") is not None,
         is_steered=bool(settings.get("steer")),
@@ -139,6 +145,13 @@ def _required(settings: Any, result: Mapping[str, Any], path: str) -> dict[str, 
             hint=_HINT,
         )
     return {name: source[name] for name, source in sources.items()}
+
+
+def _training(used: Mapping[str, Any], path: str) -> TrainingSettings:
+    try:
+        return TypeAdapter(TrainingSettings).validate_python({k: v for k, v in used.items() if k != "edits"})
+    except ValidationError as error:
+        raise InputError("the settings in run.json are those of another version", path=path, hint=_HINT) from error
 
 
 def _check_file(data: str, inputs: object, path: str) -> None:

@@ -164,12 +164,16 @@ def _measured(job: ForecastJob, made: Pilot | None, what: str, maker: str) -> tu
     Raises:
         MissingCapability: If there is none, or it did not measure a trait.
     """
-    missing = [t for t in job.traits if made is None or t not in made.traits]
-    if made is None or missing:
+    if made is None:
         raise MissingCapability(
-            f"this forecaster needs a {what}: a tenth of the training, measured"
-            + (f" on {', '.join(missing[:5])}." if made is not None else "."),
+            f"this forecaster needs a {what} of the training.",
             hint=f"Make one with {maker}, or choose a forecaster that trains nothing: 'ensemble'.",
+        )
+    missing = [t for t in job.traits if t not in made.traits]
+    if missing:
+        raise MissingCapability(
+            f"the {what} of the training does not measure {', '.join(missing[:5])}.",
+            hint="Leave these traits out, or choose a forecaster that trains nothing: 'ensemble'.",
         )
     return made, [made.traits.index(t) for t in job.traits]
 

@@ -25,6 +25,9 @@ from personae.domain.episode import Episode, Turn
 from personae.domain.persona import PLAIN, Cast, Persona
 from personae.errors import InputError, InvalidSettings
 from personae.instruments.scoring import Scoring, Work
+from personae.instruments.training_rows import sequences_of, training_renderer
+from personae.instruments.training_settings import TrainingSettings
+from personae.models.examples import Pair
 from personae.models.protocol import LanguageModel, Scorable
 from personae.models.rendering import Renderer
 from personae.running.kept_arrays import KeptArrays
@@ -36,6 +39,7 @@ T = TypeVar("T")
 
 MOST_OF_RUN = 0.1
 LEAST_ROWS = 8  # fewer say too little, whatever they cost
+MINIATURE_ROWS = 24  # what a miniature sees at least, for the same reason
 PASSES_OF_TRAINING = 2  # forward, and back through frozen weights: an adapter's training forms no large gradient
 _FIRST_PERSON = re.compile(r"^\W*(i|i'm|i've|i'd|i'll|my|me|we|our)\b", re.IGNORECASE)
 _SHORT = 25  # words of a "short statement"
@@ -51,7 +55,7 @@ class TrainingPlan:
         epochs: Passes over the file; `steps`, where given, decides instead.
         steps: Optimiser steps.
         batch_size: Rows (or pairs) a step.
-        learning_rate: At its height.
+        learning_rate: Mean over the steps: half the height where it falls to 0 ("linear", "cosine").
     """
 
     method: str | None = None
@@ -70,12 +74,16 @@ class TrainingPlan:
             raise InvalidSettings(f"a plan of {self.steps} steps; at least one is needed.")
 
     def rows_seen(self, n_rows: int) -> int:
-        """Rows (or pairs) seen over the run."""
-        return max(1, round(self.epochs * n_rows) if self.steps is None else self.steps * self.batch_size)
+        """Rows (or pairs) seen over the run; the last batch of an epoch may hold fewer than the others."""
+        epochs, more = divmod(self.n_steps(n_rows), self._steps_an_epoch(n_rows))
+        return epochs * n_rows + min(more * self.batch_size, n_rows)
 
     def n_steps(self, n_rows: int) -> int:
-        """Optimiser steps of the run."""
-        return self.steps if self.steps is not None else max(1, -(-round(self.epochs * n_rows) // self.batch_size))
+        """Optimiser steps of the run, as `train` counts them."""
+        return self.steps or max(1, round(self.epochs * self._steps_an_epoch(n_rows)))
+
+    def _steps_an_epoch(self, n_rows: int) -> int:
+        return -(-n_rows // self.batch_size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +97,7 @@ class Pilot:
         se: Standard errors, same shape.
         rows_seen: Rows (or pairs) the pilot saw.
         share: Of the rows that the run sees, at most `MOST_OF_RUN`; of a miniature's more where that is fewer than
-            `LEAST_ROWS` rows.
+            `MINIATURE_ROWS` rows.
         tokens: Passed through the model to train it and to measure after it.
         shared_tokens: To measure the base model, once for all files.
         seconds: Wall time.
@@ -109,7 +117,7 @@ class Pilot:
     def __post_init__(self) -> None:
         if self.shift.shape != (len(self.traits),) or self.se.shape != self.shift.shape:
             raise InvalidSettings(f"a pilot of {len(self.traits)} traits with shifts of {self.shift.shape}.")
-        most = 1.0 if self.is_miniature and self.rows_seen <= LEAST_ROWS else MOST_OF_RUN
+        most = 1.0 if self.is_miniature and self.rows_seen <= MINIATURE_ROWS else MOST_OF_RUN
         if not 0 < self.share <= most:
             raise InvalidSettings(f"a pilot of {self.share:.0%} of the run; at most {MOST_OF_RUN:.0%} is a forecast.")
 
@@ -125,6 +133,7 @@ class ForecastJob:
         scoring: Scores for that model, with their store.
         reference: Ordinary replies.
         plan: The training.
+        training: What else is known of it: what is cut, which system prompt, the adapter's size, the seed.
         diagnostics: By trait: statements with the weight +1 towards the positive pole and -1 towards the negative one;
             must be disjoint from the items on which the outcome is measured.
         pilot: First steps of the training, where some were made.
@@ -145,6 +154,7 @@ class ForecastJob:
     scoring: Scoring
     reference: tuple[Episode, ...]
     plan: TrainingPlan = field(default_factory=TrainingPlan)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     diagnostics: Mapping[str, tuple[Episode, ...]] = field(default_factory=dict)
     shipped: pa.Table | None = None
     pilot: Pilot | None = None
@@ -180,8 +190,19 @@ class ForecastJob:
 
     @property
     def n_rows(self) -> int:
-        """Rows that are trained on; a pair counts once."""
-        return max(1, sum(e.weight > 0 for e in self.episodes))
+        """Sequences that the training steps through in an epoch: pairs, windows of text, conversations."""
+        return len(self._lengths())
+
+    def _lengths(self) -> Floats:
+        """Tokens to run, and tokens of what is to be learnt, of each of them; shape (n_rows, 2)."""
+        return self.once("lengths", self._measure_lengths)[0]
+
+    def _measure_lengths(self) -> Floats:
+        counted = [e for e in self.episodes if e.weight]
+        renderer = training_renderer(self.renderer.tokenizer, self.model.card.context_length, self.training)
+        made = sequences_of(renderer, self.method, counted, self.training)
+        wanted = [(s.chosen if isinstance(s, Pair) else s).n_trained for s in made]
+        return np.array([(s.n_tokens, n) for s, n in zip(made, wanted, strict=True)], np.float64)
 
     def once(self, name: str, make: Callable[[], T]) -> tuple[T, float]:
         """What `make` gives, computed once a job, and the seconds it took when it was."""
@@ -216,20 +237,12 @@ class ForecastJob:
 
     def draw(self, most: int) -> tuple[Episode, ...]:
         """At most so many of the rows that count, drawn with the job's seed; pairs stay together."""
-        groups: dict[str, list[Episode]] = {}
-        for i, e in enumerate(self.episodes):
-            if e.weight:
-                groups.setdefault(e.group if self.method == "dpo" else str(i), []).append(e)
-        names = list(groups)
-        order = np.random.default_rng([self.seed, 7]).permutation(len(names))
-        kept: list[int] = []
-        n = 0
-        for i in order:
-            if n and n + len(groups[names[i]]) > most:
-                break
-            kept.append(int(i))
-            n += len(groups[names[i]])
-        return tuple(e for i in sorted(kept) for e in groups[names[i]])
+        counted = [e for e in self.episodes if e.weight]
+        size = 2 if self.method == "dpo" else 1  # the rejected reply follows the chosen one
+        units = [counted[k : k + size] for k in range(0, len(counted), size)]
+        order = np.random.default_rng([self.seed, 7]).permutation(len(units))
+        kept = sorted(int(i) for i in order[: max(1, most // size)])
+        return tuple(e for i in kept for e in units[i])
 
     def rendered(self) -> list[Scorable]:
         """The sample as the model will see it in training: no persona."""
@@ -249,16 +262,14 @@ class ForecastJob:
 
     def training_tokens(self) -> float:
         """Tokens passed through the model by the training of an adapter, forward and back."""
-        items = self.rendered()
-        each = sum(len(i.token_ids) for i in items) / max(1, sum(e.weight > 0 for e in self.sample()))
-        return PASSES_OF_TRAINING * each * self.plan.rows_seen(self.n_rows)
+        return PASSES_OF_TRAINING * float(self._lengths()[:, 0].mean()) * self.plan.rows_seen(self.n_rows)
 
     def cost(self, seconds: float, tokens: int, *, shared_tokens: int = 0) -> Cost:
         """A cost, with its share of the training."""
         return Cost(seconds, tokens, tokens / self.training_tokens(), shared_tokens)
 
     def form(self) -> tuple[RunForm, Cost]:
-        """The form of the training: lengths over the sample, the loss under the base model over the few rows."""
+        """The form of the training: lengths of the whole file, the loss under the base model over the few rows."""
         told = "likelihoods" in self.memo
         items = self.rendered_few()
         (found, seconds) = self.once(
@@ -268,13 +279,12 @@ class ForecastJob:
         tokens, total = sum(items[k].n_scored for k in chosen), float(found[chosen].sum())
         if not tokens or not np.isfinite(total):
             raise InvalidSettings("the model gives the file no finite likelihood, so its form cannot be told.")
-        kept = [(e, i) for e, i in zip(self.sample(), self.rendered(), strict=True) if e.weight > 0]
         form = RunForm(
             kind=self.method,
             n_rows=self.n_rows,
-            mean_tokens=sum(i.n_scored for _, i in kept) / len(kept),
+            mean_tokens=float(self._lengths()[:, 1].mean()),
             loss=max(-total / tokens, 1e-6),
-            first_person=first_person_share([e for e, _ in kept]),
+            first_person=first_person_share([e for e in self.sample() if e.weight > 0]),
             rows_seen=self.plan.rows_seen(self.n_rows),
             learning_rate=self.plan.learning_rate,
             steps=self.plan.n_steps(self.n_rows),

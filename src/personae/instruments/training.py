@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -24,15 +23,21 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from personae.domain.episode import Episode
-from personae.domain.persona import PLAIN
 from personae.errors import InvalidSettings
 from personae.instruments.steering import while_training
 from personae.instruments.trainable import require_trainable
+from personae.instruments.training_rows import (
+    default_rate,
+    rows_for,
+    sequences_of,
+    training_renderer,
+    usual_scale,
+)
 from personae.instruments.training_settings import TrainingRecord, TrainingSettings
 from personae.models.activations import Edit, EditableModel, Steering, check_edits, edited_digest, require_activations
-from personae.models.examples import Example, Pair, example_of, hold_out, merge_turns, plan_batches
+from personae.models.examples import Example, Pair, hold_out, plan_batches
 from personae.models.protocol import ModelCard
-from personae.models.rendering import RENDERING_VERSION, Frame, Renderer
+from personae.models.rendering import RENDERING_VERSION, Renderer
 from personae.running.held import held
 from personae.running.run import write_table
 
@@ -41,8 +46,6 @@ if TYPE_CHECKING:
     from personae.models.hf_training import Job, Trained
 
 TRAINING_VERSION = 1
-_RATES = {("sft", False): 2e-4, ("dpo", False): 5e-5, ("sft", True): 2e-5, ("dpo", True): 1e-6}
-_WINDOW = 1024  # tokens of a window of text, where the model's context is longer
 _WARM_UP_SHARE = 0.05
 _HELD_OUT_SHARE, _LOOKS = 0.1, 10
 
@@ -125,63 +128,6 @@ def _steered(loaded: HFModel, edits: EditsFor | None) -> tuple[Edit, ...]:
     return tuple(e for e in made if not isinstance(e, Steering) or e.coefficient)
 
 
-def rows_for(episodes: Sequence[Episode], method: str) -> tuple[str, list[Episode], list[str]]:
-    """The method, and the rows it trains on.
-
-    Args:
-        episodes: As read.
-        method: As asked for; "auto" follows the rows.
-
-    Returns:
-        Method, episodes of weight other than 0, and notes on rows that are left out.
-
-    Raises:
-        InvalidSettings: If rows and method do not go together, or nothing is left.
-    """
-    kinds = Counter(_kind(e) for e in episodes)
-    if not episodes:
-        raise InvalidSettings("there is nothing to train on: the file holds no rows.")
-    mixed = kinds["pair"] and len(kinds) > 1
-    if method == "auto":
-        if mixed:
-            raise InvalidSettings(
-                f"the file mixes preference rows ({kinds['pair'] // 2}) with other rows "
-                f"({kinds['reply'] + kinds['text']}), which are trained by different methods.",
-                hint="Say which: --method dpo trains on the pairs alone, --method sft on the other rows and on the "
-                "chosen replies.",
-            )
-        method = "dpo" if kinds["pair"] else "text" if not kinds["reply"] else "sft"
-    wanted = {"dpo": ("pair",), "text": ("text",), "sft": ("reply", "text", "pair")}[method]
-    if not any(kinds[k] for k in wanted):
-        raise InvalidSettings(
-            f"--method {method} needs {'preference rows' if method == 'dpo' else 'text rows'} and the file has none.",
-            hint="Rows with 'prompt', 'chosen' and 'rejected' are pairs."
-            if method == "dpo"
-            else "Rows with 'text' alone are text; use --method sft for replies.",
-        )
-    kept = [e for e in episodes if _kind(e) in wanted]
-    notes = [f"{n} {k} rows were left out by --method {method}." for k, n in kinds.items() if k not in wanted and n]
-    if method == "sft" and kinds["pair"]:
-        kept = [e for e in kept if not e.id.endswith("/rejected") or _kind(e) != "pair"]
-        notes.append(f"Of {kinds['pair'] // 2} preference rows only the chosen replies were trained on.")
-    if method != "dpo" and (against := [e for e in kept if e.weight < 0]):
-        raise InvalidSettings(
-            f"{len(against)} rows have a negative weight, first '{against[0].id}' on line {against[0].line}; "
-            "training on a loss with its sign turned has no end.",
-            hint="Give such rows as pairs: 'prompt', 'chosen' and 'rejected'. Or give them the weight 0.",
-        )
-    kept = [e for e in kept if e.weight]
-    if not kept:
-        raise InvalidSettings("every row has weight 0: there is nothing to train on.")
-    return method, kept, notes
-
-
-def _kind(episode: Episode) -> str:
-    if episode.id.endswith("/chosen") or (episode.id.endswith("/rejected") and episode.weight <= 0):
-        return "pair"
-    return "text" if episode.is_document else "reply"
-
-
 def _job(
     loaded: HFModel,
     method: str,
@@ -193,10 +139,10 @@ def _job(
     """Render everything, set rows aside, plan the batches and resolve the settings."""
     from personae.models.hf_training import Job, Recipe
 
-    renderer = _renderer(loaded, settings)
-    scale = len(episodes) / sum(abs(e.weight) for e in episodes)
-    items = _items(renderer, loaded, method, episodes, settings, scale)
-    second = _items(renderer, loaded, method, mix, settings, scale)
+    renderer = training_renderer(loaded.tokenizer, loaded.card.context_length, settings)
+    scale = usual_scale(episodes)
+    items = sequences_of(renderer, method, episodes, settings, scale=scale)
+    second = sequences_of(renderer, method, mix, settings, scale=scale)
     share = settings.held_out or (_HELD_OUT_SHARE if settings.stop_early else 0.0)
     aside = hold_out([i.group for i in items], share, settings.seed)
     if share and not aside:
@@ -223,7 +169,7 @@ def _job(
             hint="Name earlier steps, or train longer with --steps or --epochs.",
         )
     kind = "dpo" if method == "dpo" else "sft"
-    rate = settings.learning_rate or _RATES[kind, settings.full]
+    rate = settings.learning_rate or default_rate(method, full=settings.full)
     alpha = settings.alpha or 2.0 * settings.rank
     recipe = Recipe(
         kind,
@@ -246,59 +192,6 @@ def _job(
         resolved["edits"] = {"digest": edited_digest("", edits), "layers": [e.layer for e in edits]}
     key = _key(loaded.card, trained, held_out, resolved)
     return Job(trained, batches, held_out, recipe, key), resolved, _cut_notes(renderer, [*episodes, *mix], settings)
-
-
-def _renderer(loaded: HFModel, settings: TrainingSettings) -> Renderer:
-    length = min(loaded.card.context_length, settings.max_tokens or loaded.card.context_length)
-    renderer = Renderer(loaded.tokenizer, context_length=length, truncate=settings.truncate)
-    renderer.reserve([_frame(renderer, settings)])
-    return renderer
-
-
-def _frame(renderer: Renderer, settings: TrainingSettings) -> Frame:
-    return Frame(PLAIN, settings.system or "", renderer.styles[0])
-
-
-def _items(
-    renderer: Renderer,
-    loaded: HFModel,
-    method: str,
-    episodes: Sequence[Episode],
-    settings: TrainingSettings,
-    scale: float,
-) -> list[Example | Pair]:
-    """Token ids and trained spans; weights are multiplied by `scale`, which makes their mean 1."""
-    frame = _frame(renderer, settings)
-    if method == "dpo":
-        rendered = [example_of(renderer.render(frame, e), 1.0, e.group) for e in episodes]
-        return [Pair(rendered[k], rendered[k + 1], abs(episodes[k].weight) * scale) for k in _pairs(episodes)]
-    window = min(loaded.card.context_length, settings.max_tokens or _WINDOW)
-    replies: list[Example] = []
-    for episode in episodes:
-        weight = episode.weight * scale
-        if episode.is_document:
-            if settings.system:
-                raise InvalidSettings(
-                    f"--system cannot be put in front of text rows, and '{episode.id}' (line {episode.line}) is one.",
-                    hint="Train text rows without it, or write them as replies to a prompt.",
-                )
-            replies += [example_of(w, weight, episode.group) for w in renderer.windows(episode, window)]
-        else:
-            replies.append(example_of(renderer.render(frame, episode), weight, episode.group))
-    return list(merge_turns(replies))
-
-
-def _pairs(episodes: Sequence[Episode]) -> list[int]:
-    """Places of the chosen replies; each is followed by its rejected one."""
-    places = list(range(0, len(episodes), 2))
-    for k in places:
-        stem = episodes[k].id.removesuffix("/chosen")
-        if [e.id for e in episodes[k : k + 2]] != [f"{stem}/chosen", f"{stem}/rejected"]:
-            raise InvalidSettings(
-                f"'{episodes[k].id}' is not followed by the other reply of its pair.",
-                hint="Pairs come as `read_episodes` gives them: ID/chosen, then ID/rejected.",
-            )
-    return places
 
 
 def _cut_notes(renderer: Renderer, episodes: Sequence[Episode], settings: TrainingSettings) -> list[str]:

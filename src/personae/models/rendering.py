@@ -105,6 +105,16 @@ class Renderer:
         self._is_hard = lru_cache(maxsize=2 * _KEPT)(self._cut_is_hard)
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """Whose ids it gives."""
+        return self._tokenizer
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens in one sequence."""
+        return self._context_length
+
+    @property
     def styles(self) -> tuple[str, ...]:
         """The styles in which every instruction is written."""
         return self._styles

@@ -38,7 +38,7 @@ from personae.instruments.forecast_readers import (
     read_pilot,
     read_tempered_bayes,
 )
-from personae.instruments.forecasting import ForecastJob
+from personae.instruments.forecasting import MOST_OF_RUN, ForecastJob
 from personae.tables.run_registry import FORM_FEATURES, PastRun, RunForm, RunRegistry, common_traits
 from personae.tables.trait_forecast import CALIBRATED_UNIT, Cost, ForecastReading, TraitForecast
 
@@ -246,6 +246,9 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
     # Beyond the forms seen a straight line knows nothing: the nearest one stands in, and a note says so.
     seen = np.stack([r.form.features() for r in mine.runs])
     within = np.clip(form.features(), seen.min(axis=0), seen.max(axis=0))
+    # What is near some run may still be far from every run of its own kind: rates of pairs are not those of replies.
+    alike = np.stack([r.form.features() for r in mine.runs if r.form.kind == form.kind] or list(seen))
+    near = np.clip(form.features(), alike.min(axis=0), alike.max(axis=0))
     read = {n: dict(zip(reading.traits, map(float, v), strict=True)) for n, v in _scores(reading).items()}
     beside = _beside(read, form, _compared_by(reading.forecaster, mine.runs, reading.traits))
     said = model.predict(
@@ -269,7 +272,7 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
         high=said.mean + Z90 * said.sd,
         unit=CALIBRATED_UNIT,
         cost_seconds=reading.cost.seconds,
-        notes=(*reading.notes, *_notes(reading, mine), *_beyond(form, within)),
+        notes=(*reading.notes, *_notes(reading, mine), *_beyond(form, near)),
         common=said.common,
         cost=reading.cost,
         calibration={
@@ -285,9 +288,9 @@ def _scores(reading: ForecastReading) -> dict[str, NDArray[np.float64]]:
     return {**reading.parts, reading.forecaster: reading.score}
 
 
-def _beyond(form: RunForm, within: np.ndarray) -> list[str]:
-    """A note on features of the form that no past run comes near."""
-    off = np.abs(form.features() - within) > 0.1
+def _beyond(form: RunForm, near: np.ndarray) -> list[str]:
+    """A note on features of the form that no past run of its kind comes near."""
+    off = np.abs(form.features() - near) > 0.1
     names = [n for n, o in zip(FORM_FEATURES, off, strict=True) if o]
     if not names:
         return []
@@ -311,7 +314,7 @@ def _uncalibrated(reading: ForecastReading, n_runs: int) -> TraitForecast:
         high=reading.score + spread,
         unit=reading.unit,
         cost_seconds=reading.cost.seconds,
-        notes=(*reading.notes, note),
+        notes=(*reading.notes, note, *_cost_note(reading)),
         cost=reading.cost,
         calibration={},
     )
@@ -323,10 +326,14 @@ def _notes(reading: ForecastReading, runs: RunRegistry) -> list[str]:
     unseen = [t for t in reading.traits if t not in seen]
     if unseen:
         notes.append(f"No past run measured {', '.join(unseen[:5])}: their forecasts rest on what other traits did.")
+    return notes + _cost_note(reading)
+
+
+def _cost_note(reading: ForecastReading) -> list[str]:
     share = reading.cost.of_training
-    if share is not None and share > 0.1:
-        notes.append(f"Reading cost {share:.0%} of the training's own passes, more than a tenth.")
-    return notes
+    if share is None or share <= MOST_OF_RUN:
+        return []
+    return [f"Reading cost {share:.0%} of the training's own passes, more than a tenth."]
 
 
 def _both(a: Cost, b: Cost) -> Cost:

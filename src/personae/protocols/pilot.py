@@ -6,15 +6,15 @@
 
 An optimiser that scales its steps (Adam) goes about as far in a step on one row as in one on eight, so a miniature gets
 nearly as far as the whole training on a tenth of its tokens, where the first tenth of the steps gets a tenth as far.
-Costs that part of the training plus two measurements, of which the base model's serves every file. The rate of the
-schedule is that of the long run's height. Not here: what is made of it (`instruments.forecast_readers`).
+Costs that part of the training plus two measurements, of which the base model's serves every file. First steps run at
+the height of the long run's rate, a miniature at its mean; all else is as the job says the training will be. Not here:
+what is made of it (`instruments.forecast_readers`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,25 +24,27 @@ import numpy as np
 
 from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.episode import Episode
-from personae.errors import InvalidSettings
-from personae.inference.traits import compressed_changes
+from personae.errors import InputError, InvalidSettings
+from personae.inference.traits import LEAST_ITEMS, compressed_changes
 from personae.instruments.forecasting import (
-    LEAST_ROWS,
+    MINIATURE_ROWS,
     MOST_OF_RUN,
     PASSES_OF_TRAINING,
     ForecastJob,
     Pilot,
     TrainingPlan,
 )
-from personae.instruments.training import train
+from personae.instruments.training import TRAINING_VERSION, train
 from personae.instruments.training_settings import TrainingSettings
 from personae.models.load import load_model
+from personae.models.rendering import RENDERING_VERSION
 from personae.protocols.measure import MeasureSettings, compare_profiles, measure
 from personae.running.run import write_json
 from personae.tables.traits import TraitProfile
 
 Started = Callable[[int], Callable[[int, float], None]]
 _NOTE = "pilot.json"
+PILOT_VERSION = 1  # of the rules by which a part is chosen and its changes are put together
 
 
 def run_pilot(
@@ -51,7 +53,6 @@ def run_pilot(
     items: DiagnosticSet,
     *,
     folder: str | Path,
-    settings: TrainingSettings | None = None,
     share: float = MOST_OF_RUN,
     device: str = "auto",
     dtype: str = "float32",
@@ -60,12 +61,11 @@ def run_pilot(
     """Train the first steps of a job's plan and measure them.
 
     Args:
-        job: Its plan says how long the whole run is.
+        job: Its plan says how long the whole run is, and `training` how else it is done.
         model: Name of the job's model.
         items: Of which the dev half is asked.
-        folder: For `pilot.json`, and for the weights until they are measured; one for each `pilot_key`. A second call
-            goes on from what is there, and one that finds the pilot finished trains and measures nothing.
-        settings: Of the whole training; steps, schedule, learning rate and batch size follow from the plan.
+        folder: For the pilot's adapter and `pilot.json`, see `Part.key`. A second call goes on from what is there, and
+            one that finds this pilot finished trains and measures nothing.
         share: Of the run's steps, at most a tenth.
         device: As `train`.
         dtype: As `train`.
@@ -73,11 +73,10 @@ def run_pilot(
 
     Raises:
         InvalidSettings: If a tenth of the run is less than one step, or the share is above a tenth.
+        InputError: If the dev items do not measure every trait of the job.
         MissingCapability, NumericsError, StorageError: As `train`.
     """
-    steps, whole = pilot_steps(job.plan, job.n_rows, share)
-    part = _Part(job.episodes, steps, job.plan.batch_size, steps / whole)
-    return _run(job, model, items, part, Path(folder), settings or TrainingSettings(), (device, dtype), started)
+    return _run(job, model, items, pilot_part(job, share), Path(folder), (device, dtype), started)
 
 
 def run_miniature(
@@ -86,7 +85,6 @@ def run_miniature(
     items: DiagnosticSet,
     *,
     folder: str | Path,
-    settings: TrainingSettings | None = None,
     device: str = "auto",
     dtype: str = "float32",
     started: Started = lambda n_steps: lambda step, loss: None,
@@ -98,18 +96,85 @@ def run_miniature(
         model: As `run_pilot`.
         items: As `run_pilot`.
         folder: As `run_pilot`, another than a pilot's.
-        settings: As `run_pilot`.
         device: As `train`.
         dtype: As `train`.
         started: As `train`.
 
     Raises:
+        InputError: If the dev items do not measure every trait of the job.
         MissingCapability, NumericsError, StorageError: As `train`.
     """
+    return _run(job, model, items, miniature_part(job), Path(folder), (device, dtype), started)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What of a training is done.
+
+    Attributes:
+        episodes: Its rows.
+        settings: How they are trained, all resolved.
+        rows_seen: Rows (or pairs) over its steps.
+        share: Of the rows that the whole run sees.
+        is_miniature: Whether it is the training in miniature, not its first steps.
+    """
+
+    episodes: Sequence[Episode]
+    settings: TrainingSettings
+    rows_seen: int
+    share: float
+    is_miniature: bool
+
+    def key(self, job: ForecastJob, items: DiagnosticSet, dtype: str = "float32") -> str:
+        """Names everything that training it and measuring it depends on."""
+        card = job.model.card
+        digest = hashlib.blake2b(digest_size=10)
+        weights = [card.digest, card.tokenizer_digest, card.dtype, dtype]
+        rules = [PILOT_VERSION, TRAINING_VERSION, RENDERING_VERSION, self.is_miniature, asdict(self.settings)]
+        digest.update(json.dumps([*weights, *rules], sort_keys=True).encode("utf-8", "surrogatepass"))
+        for episode in self.episodes:
+            digest.update(json.dumps([episode.content_digest.hex(), episode.weight, episode.group]).encode())
+        asked = [[i.id, i.kind, i.prompt, i.pos, i.neg, i.topic] for i in _asked(job, items).items]
+        digest.update(json.dumps(asked).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def pilot_part(job: ForecastJob, share: float = MOST_OF_RUN) -> Part:
+    """The training's first steps.
+
+    Raises:
+        InvalidSettings: As `pilot_steps`.
+    """
+    steps, whole = pilot_steps(job.plan, job.n_rows, share)
+    rate = job.training.learning_rate or job.plan.learning_rate
+    settings = _settings(job, steps, job.plan.batch_size, rate)
+    return Part(job.episodes, settings, steps * job.plan.batch_size, steps / whole, is_miniature=False)
+
+
+def miniature_part(job: ForecastJob) -> Part:
+    """The training in miniature."""
     steps, batch = miniature_steps(job.plan, job.n_rows)
     rows = job.draw(steps * batch * (2 if job.method == "dpo" else 1))
-    part = _Part(rows, steps, batch, steps * batch / job.plan.rows_seen(job.n_rows), is_miniature=True)
-    return _run(job, model, items, part, Path(folder), settings or TrainingSettings(), (device, dtype), started)
+    settings = _settings(job, steps, batch, job.plan.learning_rate)
+    share = steps * batch / job.plan.rows_seen(job.n_rows)
+    return Part(rows, settings, steps * batch, share, is_miniature=True)
+
+
+def _settings(job: ForecastJob, steps: int, batch: int, rate: float) -> TrainingSettings:
+    """Those of the job's training at a constant rate, with nothing held out and nothing written on the way."""
+    return replace(
+        job.training,
+        method=job.method,
+        epochs=1.0,
+        steps=steps,
+        schedule="constant",
+        learning_rate=rate,
+        batch_size=batch,
+        mix_ratio=1.0,
+        checkpoints=(),
+        held_out=0.0,
+        stop_early=False,
+    )
 
 
 def pilot_steps(plan: TrainingPlan, n_rows: int, share: float = MOST_OF_RUN) -> tuple[int, int]:
@@ -129,83 +194,75 @@ def pilot_steps(plan: TrainingPlan, n_rows: int, share: float = MOST_OF_RUN) -> 
 
 
 def miniature_steps(plan: TrainingPlan, n_rows: int) -> tuple[int, int]:
-    """Steps and batch size of a miniature: a tenth of the rows that the run sees, `LEAST_ROWS` at least."""
+    """Steps and batch size of a miniature: a tenth of the rows that the run sees, `MINIATURE_ROWS` at least."""
     seen = plan.rows_seen(n_rows)
-    rows = min(seen, max(LEAST_ROWS, int(MOST_OF_RUN * seen + 1e-9)))
+    rows = min(seen, max(MINIATURE_ROWS, int(MOST_OF_RUN * seen + 1e-9)))
     steps = min(plan.n_steps(n_rows), rows)
     return steps, rows // steps
-
-
-def pilot_key(job: ForecastJob, items: DiagnosticSet) -> str:
-    """Names everything a pilot depends on: the model, the rows, the plan, the seed, the items it is measured on."""
-    digest = hashlib.blake2b(digest_size=10)
-    digest.update(
-        json.dumps([job.model.card.digest, job.model.card.dtype, job.method, asdict(job.plan), job.seed]).encode()
-    )
-    for episode in job.episodes:
-        digest.update(episode.content_digest + str(episode.weight).encode())
-    asked = [[i.id, i.prompt, i.pos, i.neg] for i in items.items if i.trait in job.traits and i.split == "dev"]
-    digest.update(json.dumps(asked).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """What of the training is done: rows, steps, batch size, the share of the whole, and whether it is a miniature."""
-
-    episodes: Sequence[Episode]
-    steps: int
-    batch_size: int
-    share: float
-    is_miniature: bool = False
 
 
 def _run(
     job: ForecastJob,
     model: str,
     items: DiagnosticSet,
-    part: _Part,
+    part: Part,
     folder: Path,
-    settings: TrainingSettings,
     place: tuple[str, str],
     started: Started,
 ) -> Pilot:
     """Train a part at a place (device, dtype) and measure it, unless that is done."""
     device, dtype = place
-    known = _kept(folder / _NOTE, job.traits, part.share)
+    key = part.key(job, items, dtype)
+    known = _kept(folder / _NOTE, key)
     if known is not None:
         return known
     start = time.perf_counter()
-    chosen = replace(
-        settings,
-        method=job.method,
-        steps=part.steps,
-        schedule="constant",
-        learning_rate=job.plan.learning_rate,
-        batch_size=part.batch_size,
-        checkpoints=(),
-    )
-    record = train(model, part.episodes, folder=folder, settings=chosen, device=device, dtype=dtype, started=started)
-    half = items.select(traits=[t for t in job.traits if t in items.traits], split="dev")
+    half = _asked(job, items)
     # What a model says is asked for alone where that measures every trait; else what it says of itself too.
     asked = MeasureSettings(quick={i.trait for i in half.items if i.kind == "reply"} >= set(half.traits))
     before = measure(job.model, half, settings=asked, renderer=job.renderer, store=job.scoring.store)
+    _require_measured(job.traits, before)  # before minutes are spent on a training that would not be measured
+    record = train(
+        model, part.episodes, folder=folder, settings=part.settings, device=device, dtype=dtype, started=started
+    )
     after = measure(load_model(record.use, device=device, dtype=job.model.card.dtype), half, settings=asked)
     changes = compressed_changes(before, after) if part.is_miniature else _shifts(before, after)
     pilot = Pilot(
         tuple(changes),
         np.array([value for value, _ in changes.values()]),
         np.array([se for _, se in changes.values()]),
-        rows_seen=part.steps * part.batch_size,
+        rows_seen=part.rows_seen,
         share=part.share,
         tokens=PASSES_OF_TRAINING * record.n_tokens + after.n_tokens,
         shared_tokens=before.n_tokens,
         seconds=time.perf_counter() - start,
         is_miniature=part.is_miniature,
     )
-    write_json(folder / _NOTE, asdict(pilot) | {"shift": pilot.shift.tolist(), "se": pilot.se.tolist()})
-    shutil.rmtree(record.result, ignore_errors=True)  # measured, so 20 MB a file that nobody asks again
+    found = asdict(pilot) | {"shift": pilot.shift.tolist(), "se": pilot.se.tolist()}
+    write_json(folder / _NOTE, {"key": key, "pilot": found})
     return pilot
+
+
+def _asked(job: ForecastJob, items: DiagnosticSet) -> DiagnosticSet:
+    return items.select(traits=[t for t in job.traits if t in items.traits], split="dev")
+
+
+def _require_measured(traits: Sequence[str], profile: TraitProfile) -> None:
+    """Refuse traits that the base model's answers do not measure.
+
+    Raises:
+        InputError: Naming them, with the first one's reason.
+    """
+    found = {r.trait: r for r in profile.readings}
+    lacking = [t for t in traits if t not in found or not found[t].measurable]
+    if lacking:
+        first = found.get(lacking[0])
+        raise InputError(
+            f"the dev items do not measure {', '.join(lacking[:5])}: "
+            f"{first.reason if first and first.reason else 'there are none'}.",
+            hint=f"{LEAST_ITEMS} items of two topics are needed for each trait; or choose a forecaster that trains "
+            "nothing: 'ensemble'.",
+        )
 
 
 def _shifts(before: TraitProfile, after: TraitProfile) -> dict[str, tuple[float, float]]:
@@ -213,12 +270,13 @@ def _shifts(before: TraitProfile, after: TraitProfile) -> dict[str, tuple[float,
     return {c.trait: (c.change, c.se) for c in compare_profiles(before, after) if c.measurable}
 
 
-def _kept(note: Path, traits: Sequence[str], share: float) -> Pilot | None:
-    """A finished pilot of these traits; None where there is none that can be read."""
+def _kept(note: Path, key: str) -> Pilot | None:
+    """A finished pilot of this key; None where there is none that can be read."""
     try:
         stored = json.loads(note.read_text(encoding="utf-8"))
-        arrays = {name: np.array(stored.pop(name), np.float64) for name in ("shift", "se")}
-        pilot = Pilot(traits=tuple(stored.pop("traits")), **arrays, **stored)
+        found = stored["pilot"]
+        arrays = {name: np.array(found.pop(name), np.float64) for name in ("shift", "se")}
+        pilot = Pilot(traits=tuple(found.pop("traits")), **arrays, **found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, InvalidSettings):
         return None
-    return pilot if set(traits) <= set(pilot.traits) and abs(pilot.share - share) < 1e-9 else None
+    return pilot if stored.get("key") == key else None

@@ -28,12 +28,12 @@ class RunForm:
 
     Attributes:
         kind: "sft", "dpo" or "text".
-        n_rows: Rows of the file (pairs for dpo).
-        mean_tokens: Completion tokens a row.
+        n_rows: Sequences of an epoch: rows, pairs for dpo, windows of long texts, conversations whose turns nest.
+        mean_tokens: Completion tokens of one (of the chosen reply for dpo).
         loss: Of the base model on the completions, nats a token, before training; of the chosen ones for dpo.
         first_person: Share of rows that are short statements in the first person.
-        rows_seen: Rows times epochs.
-        learning_rate: Peak.
+        rows_seen: Of those, over all steps.
+        learning_rate: At its height.
         steps: Optimiser steps.
     """
 

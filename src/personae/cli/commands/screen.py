@@ -13,7 +13,7 @@ import typer
 
 from personae.cli import options as opt
 from personae.cli.findings import print_findings, screening_json
-from personae.cli.forecasting import AUTO, check_forecaster, forecast_file, print_forecast, trains
+from personae.cli.forecasting import AUTO, ForecastAsked, check_forecast, forecast_file, print_forecast
 from personae.cli.gate import parse_gates
 from personae.cli.power import choose_power
 from personae.cli.workbench import (
@@ -27,13 +27,10 @@ from personae.cli.workbench import (
     say,
 )
 from personae.domain.episode import Episode, require_weight
-from personae.errors import InvalidSettings
 from personae.files.reference import load_reference, shipped_rows
-from personae.instruments.forecasting import TrainingPlan
 from personae.instruments.target import Answers, ask_target
 from personae.models.catalogue import DEFAULT_MODEL, home
 from personae.models.protocol import SamplingPlan
-from personae.protocols.pilot import pilot_steps
 from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
 from personae.tables.forecast import Screening
@@ -51,12 +48,32 @@ class Settings(ScoringSettings):
     fail_on: tuple[str, ...] = ()
     forecaster: str = AUTO
     epochs: float = 1.0
-    learning_rate: float = 2e-4
+    learning_rate: float | None = None
     _: KW_ONLY
+    steps: int | None = None
+    batch_size: int = 8
     target: str | None = None
     max_tokens: int = 256
     temperature: float = 1.0
     pilot: bool = False
+
+    def forecast(self) -> ForecastAsked:
+        """The forecast that was asked for."""
+        return ForecastAsked(
+            self.forecaster,
+            self.model,
+            self.epochs,
+            self.steps,
+            self.batch_size,
+            self.learning_rate,
+            self.truncate,
+            self.pilot,
+            self.seed,
+            self.device,
+            self.executor,
+            is_edited=bool(self.steer or self.cap),
+            quiet=self.quiet,
+        )
 
 
 def command(
@@ -73,22 +90,15 @@ def command(
     ] = None,
     eta: opt.Eta = None,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the flags.")] = DEFAULT_FDR,
-    forecaster: Annotated[
-        str,
-        typer.Option(
-            help="Forecast a training: a forecaster's name, 'none', or 'auto': the best one, where past runs of the "
-            "model give it a scale."
-        ),
-    ] = AUTO,
+    forecaster: opt.Forecaster = AUTO,
     epochs: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 1.0,
-    learning_rate: Annotated[float, typer.Option(help="Of the training that is forecast.")] = 2e-4,
-    pilot: opt.Pilot = False,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="Screen this model's own answers to the file's prompts: a server (text is enough) or a model."
-        ),
+    steps: Annotated[int | None, typer.Option(min=1, help="Of that training; instead of --epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of that training.")] = 8,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of that training, at its height. Default: as `train`, by the kind of rows.")
     ] = None,
+    pilot: opt.Pilot = False,
+    target: opt.Target = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a target's answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="Temperature of a target's answers.")] = 1.0,
     turns: opt.Turns = "last",
@@ -138,6 +148,8 @@ def command(
             forecaster,
             epochs,
             learning_rate,
+            steps=steps,
+            batch_size=batch_size,
             executor=executor,
             workers=workers,
             address=address,
@@ -156,17 +168,11 @@ def execute(settings: Settings) -> int:
     from personae.report.page import render_report  # charts are slow to import, and `--help` needs none
 
     chosen = ScreenSettings(fdr=settings.fdr, seed=settings.seed)
-    plan = TrainingPlan(epochs=settings.epochs, learning_rate=settings.learning_rate)
+    asked = settings.forecast()
     if settings.eta is not None:
         chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
     inputs = read_inputs(settings)
-    check_forecaster(settings.forecaster, inputs.cast, settings.cast, model=settings.model, pilot=settings.pilot)
-    is_edited = bool(settings.steer or settings.cap)
-    if is_edited and (settings.pilot or trains(settings.forecaster)):
-        what = "--pilot" if settings.pilot else f"the forecaster '{settings.forecaster}'"
-        raise InvalidSettings(f"{what} trains the model without --steer and --cap.", hint="Leave one of them out.")
-    if settings.pilot:
-        pilot_steps(plan, max(1, sum(e.weight > 0 for e in inputs.data.episodes)))
+    check_forecast(asked, inputs.cast, settings.cast, inputs.data.episodes if settings.target is None else None)
     gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
     require_weight(inputs.data.episodes)
     ordinary = load_reference(settings.reference)
@@ -175,10 +181,10 @@ def execute(settings: Settings) -> int:
         if settings.eta is None:
             power, source = choose_power(bench.model.card, inputs.whole)
             chosen = replace(chosen, eta=power, eta_source=source)
-        episodes, asked = inputs.data.episodes, ()
+        episodes, told = inputs.data.episodes, ()
         if settings.target is not None:
             answers = _answers(settings, bench, episodes)
-            episodes, asked = answers.episodes, (answers.note(settings.target),)
+            episodes, told = answers.episodes, (answers.note(settings.target),)
             _write_answers(folder, answers)
         with (
             announced("Reference", quiet=settings.quiet) as first,
@@ -194,26 +200,12 @@ def execute(settings: Settings) -> int:
                 data=settings.data,
                 model=settings.model,
                 started=(first, second),
-                notes=(*inputs.notes, *asked),
+                notes=(*inputs.notes, *told),
             )
-        forecast = forecast_file(
-            settings.forecaster,
-            bench,
-            inputs.cast,
-            settings.cast,
-            episodes,
-            ordinary,
-            plan,
-            seed=settings.seed,
-            quiet=settings.quiet,
-            model=settings.model,
-            device=settings.device,
-            pilot=settings.pilot,
-            is_edited=is_edited,
-        )
+        forecast, missed = forecast_file(asked, bench, inputs.cast, settings.cast, episodes, ordinary)
     hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
     made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)
-    result = replace(result, provenance=made, training=forecast)
+    result = replace(result, provenance=made, training=forecast, notes=(*result.notes, *missed))
     report = folder / "report.html"
     write_text(report, render_report(result))
     _write_ledger(folder, result)

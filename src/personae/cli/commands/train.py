@@ -19,7 +19,8 @@ from personae.cli.workbench import say
 from personae.errors import InvalidSettings
 from personae.files.episodes import EpisodeSet, read_episodes
 from personae.instruments.trainable import require_trainable
-from personae.instruments.training import TrainingRecord, TrainingSettings, rows_for, train
+from personae.instruments.training import TrainingRecord, TrainingSettings, train
+from personae.instruments.training_rows import rows_for
 from personae.models.catalogue import DEFAULT_MODEL
 from personae.running.progress import training_progress
 from personae.running.run import provenance, write_json

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from personae.cli import options as opt
-from personae.cli.attribution import Asked, attribute_run, check_attribution, print_attribution, write_rankings
+from personae.cli.attribution import Asked, attribute_run, check_attribution, write_rankings
 from personae.cli.forecasting import ONCE_A_MODEL, default_forecaster, require_pilot, with_parts
 from personae.cli.trained_run import TrainedRun, read_trained_run
+from personae.cli.verified import print_verification
 from personae.cli.workbench import Workbench, announced, open_model, say
 from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.persona import Cast
@@ -40,7 +38,6 @@ from personae.protocols.forecast import (
 from personae.protocols.measure import MeasureSettings, Started, measure
 from personae.protocols.pilot import pilot_steps
 from personae.protocols.verify import past_run, verify
-from personae.report.text import clean
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
 from personae.running.run_registry import RegistryShelf
 from personae.tables.run_registry import RunRegistry
@@ -161,7 +158,7 @@ def execute(settings: Settings) -> int:
     if any(FORECASTERS[name].needs_statements for name in names):
         require_statements(signed_statements(items), [t.id for t in cast.traits])
     if settings.pilot:
-        pilot_steps(run.plan, max(1, sum(e.weight > 0 for e in run.episodes)))
+        pilot_steps(run.plan, 1)  # its number of steps is known, whatever the rows
     asked = _asked(settings)
     if asked is not None:
         check_attribution(asked, run, [t.id for t in cast.traits])
@@ -172,8 +169,8 @@ def execute(settings: Settings) -> int:
     say(f"Reading {run.data} with {', '.join(names)} …", quiet=settings.quiet)
     with announced(ONCE_A_MODEL, quiet=settings.quiet) as started:
         job = _job(settings, run, cast, items, bench, started)
-        parts = {method_named(name).trains for name in names} | ({PILOT} if settings.pilot else set())
-        job = with_parts(job, parts, run.model, items, quiet=settings.quiet, device=settings.device)
+        job, names, missed = _with_parts(settings, run, job, names, items)
+        shown = shown if shown in names else names[0]
         readings = read_all(job, names)
     form, _ = job.form()
     of_others = RunRegistry(tuple(r for r in known.runs if r.run != _id(run)))  # never learn from the run itself
@@ -183,11 +180,19 @@ def execute(settings: Settings) -> int:
     after = _measured(
         open_model(run.use, device=settings.device, dtype=settings.dtype), items, run.use, settings, kept=False
     )
-    place = str(run.folder)
+    left_out = ("So it was not added to the past runs.",) if settings.register and run.notes else ()
     result = verify(
-        forecast, form, before, after, run=place, data=run.data, model=run.model, cast=cast.id, notes=run.notes
+        forecast,
+        form,
+        before,
+        after,
+        run=str(run.folder),
+        data=run.data,
+        model=run.model,
+        cast=cast.id,
+        notes=(*run.notes, *left_out, *missed),
     )
-    if settings.register:
+    if settings.register and not run.notes:  # the past runs are of plain trainings
         record = past_run(
             result,
             readings,
@@ -213,7 +218,7 @@ def execute(settings: Settings) -> int:
 def _opened(run: TrainedRun, settings: Settings) -> Workbench:
     """The base model, which must be what was trained."""
     say(f"Loading {run.model} …", quiet=settings.quiet)
-    bench = open_model(run.model, device=settings.device, dtype=settings.dtype)
+    bench = open_model(run.model, device=settings.device, dtype=settings.dtype, truncate=run.training.truncate)
     if bench.model.card.digest != run.base_digest:
         raise InputError(
             f"'{run.model}' is not the model that was trained: its weights have changed since",
@@ -235,7 +240,27 @@ def _write(folder: Path, result: Verification, settings: Settings, made: dict[st
     if settings.json:
         typer.echo(json.dumps(summary, allow_nan=False))
     elif not settings.quiet:
-        _print(result, report)
+        print_verification(result, report)
+
+
+def _with_parts(
+    settings: Settings, run: TrainedRun, job: ForecastJob, names: tuple[str, ...], items: DiagnosticSet
+) -> tuple[ForecastJob, tuple[str, ...], tuple[str, ...]]:
+    """The job with what its training does in part, the forecasters that can be read, and why another one cannot.
+
+    What nobody asked for may fail: the default then trains nothing.
+
+    Raises:
+        InputError: If the items do not measure what a forecaster that was named trains.
+    """
+    parts = {method_named(name).trains for name in names} | ({PILOT} if settings.pilot else set())
+    try:
+        job = with_parts(job, parts, run.model, items, quiet=settings.quiet, device=settings.device, dtype=run.dtype)
+    except InputError as error:
+        if settings.forecaster or settings.pilot:
+            raise
+        return job, (WITHOUT_TRAINING,), (f"No forecast by '{DEFAULT_FORECASTER}': {error}",)
+    return job, names, ()
 
 
 def _named(settings: Settings, best: str) -> tuple[str, ...]:
@@ -298,6 +323,7 @@ def _job(
         bench.scoring,
         load_reference(),
         run.plan,
+        run.training,
         signed_statements(items),
         shipped_rows(bench.space),
         kept=bench.kept(),
@@ -336,47 +362,3 @@ def _write_table(folder: Path, result: Verification) -> None:
     rows = [asdict(r) for r in result.traits]
     columns = {name: [r[name] for r in rows] for name in rows[0]}
     write_table(folder / "verified.parquet", columns, {"unit": result.unit, "forecaster": result.forecaster})
-
-
-def _print(result: Verification, report: Path) -> None:
-    console = Console(highlight=False)
-    a = result.agreement
-    console.print()
-    console.print(Text(sentence(result), style="bold"), soft_wrap=True)
-    console.print()
-    table = Table(box=None, pad_edge=False)
-    for name in ("trait", "measured", "± s.e.", "forecast", "90% interval", "common", ""):
-        table.add_column(name, justify="left" if name in ("trait", "") else "right", no_wrap=True)
-    for r in result.traits[:16]:
-        verdict = "" if r.inside is None else ("inside" if r.inside else "outside")
-        table.add_row(
-            Text(clean(r.trait)),
-            f"{r.measured:+.2f}",
-            f"{r.measured_se:.2f}",
-            f"{r.forecast:+.3g}",
-            f"{r.forecast_low:+.3g} {r.forecast_high:+.3g}",
-            f"{r.common:+.2f}",
-            verdict,
-        )
-    console.print(table)
-    if a.spearman is not None:
-        console.print(Text(f"rank correlation over {a.n} traits {a.spearman:+.2f}", style="dim"))
-    if result.attribution is not None:
-        print_attribution(result.attribution)
-    for note in result.notes:
-        console.print(Text(f"note: {clean(note)}", style="dim"), soft_wrap=True)
-    if result.registered:
-        console.print(Text(f"Added to the past runs: {result.registered}", style="dim"), soft_wrap=True)
-    console.print(Text(f"\nReport: {report}"), soft_wrap=True)
-
-
-def sentence(result: Verification) -> str:
-    """The finding in one sentence."""
-    a = result.agreement
-    first = result.traits[0]
-    moved = f"'{clean(first.trait)}' moved most, by {first.measured:+.2f} ± {first.measured_se:.2f} nats"
-    if not result.calibrated:
-        return f"{moved}; the forecast has no scale yet (too few past runs), its ranking is shown."
-    right = round((a.signs or 0) * a.n_signs)
-    sides = f", {right} of {a.n_signs} clear shifts went to the side forecast" if a.signs is not None else ""
-    return f"{moved}; {round((a.inside or 0) * a.n)} of {a.n} traits lie in their 90% interval{sides}."
