@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from personae.cli.forecasting import default_forecaster
+from past_runs import make_runs
+from personae.cli.forecasting import ForecastAsked, default_forecaster
+from personae.instruments.training_rows import mean_rate
+from personae.models.load import load_model
 
 
 def test_a_named_forecaster_is_used_and_auto_waits_for_past_runs(screen, data_file, own_home) -> None:
@@ -98,3 +102,91 @@ def test_a_miniature_is_trained_once_and_read(
     bare = personae(*call, "--forecaster", "joint")
     assert bare.status == 2
     assert "personae[hf,train]" in bare.err
+
+
+def own_runs(home: Path, model_folder: Path, name: str) -> None:
+    """Past runs of the tiny model that calibrate a forecaster on one trait."""
+    digest = load_model(str(model_folder), device="cpu").card.digest
+    for run in make_runs(n_families=4, doses=2):
+        on = {t: {"formal": v["formal"]} for t, v in {"shift": run.shift, "se": run.se, **run.readings}.items()}
+        past = replace(run, model_digest=digest, shift=on["shift"], se=on["se"], readings={name: on["good"]})
+        (home / "past-runs").mkdir(parents=True, exist_ok=True)
+        (home / "past-runs" / f"{run.run}.json").write_text(json.dumps(past.to_dict()), encoding="utf-8")
+
+
+def test_what_nobody_asked_for_takes_no_screening_down(
+    personae, data_file, model_folder, reference_file, own_home, tmp_path
+) -> None:
+    """A row to be unlearnt can be screened, not trained on: under auto that is a note, for a name it is an error."""
+    own_runs(own_home, model_folder, "ensemble")
+    rows = [json.loads(line) for line in data_file.read_text(encoding="utf-8").split("\n") if line]
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text("".join(json.dumps(r | {"weight": -1 if k == 3 else 1}) + "\n" for k, r in enumerate(rows)))
+    call = ("screen", odd, "--model", model_folder, "--reference", reference_file, "--only", "formal", "--json")
+    made = personae(*call, "--out", tmp_path / "a")
+    assert made.status == 0, made.err
+    assert made.json["forecast"] is None
+    assert "No forecast by 'ensemble': 1 rows have a negative weight" in " ".join(made.json["notes"])
+    named = personae(*call, "--forecaster", "ensemble", "--out", tmp_path / "b")
+    assert named.status == 2
+    assert "negative weight" in named.err
+    assert not (tmp_path / "b").exists(), "told before anything was done"
+    fine = personae("screen", data_file, *call[2:], "--out", tmp_path / "c")
+    assert fine.json["forecast"]["forecaster"] == "ensemble"
+    assert fine.json["forecast"]["calibrated"]
+
+
+def test_a_row_that_is_cut_is_cut_in_the_miniature_too(
+    personae, model_folder, reference_file, own_home, tmp_path
+) -> None:
+    pytest.importorskip("peft")
+    long = tmp_path / "long.jsonl"
+    rows = [{"prompt": f"What of {k}?", "completion": "Go away! " * (400 if k == 0 else 2)} for k in range(8)]
+    long.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    call = ("screen", long, "--model", model_folder, "--reference", reference_file, "--only", "formal", "--json")
+    assert personae(*call).status == 2
+    made = personae(*call, "--truncate", "--forecaster", "miniature", "--out", tmp_path / "a")
+    assert made.status == 0, made.err
+    assert made.json["forecast"]["traits"][0]["shift"]
+
+
+def test_the_rate_is_that_of_the_files_kind_and_falls() -> None:
+    asked = ForecastAsked("joint", "smollm2")
+    assert (asked.training("sft").learning_rate, asked.training("dpo").learning_rate) == (2e-4, 5e-5)
+    assert mean_rate(asked.training("dpo")) == pytest.approx(2.5e-5)
+    assert ForecastAsked("joint", "smollm2", learning_rate=1e-3).training("dpo").learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--forecaster", "joint", "--pilot"), "'joint' reads no pilot"),
+        (("--forecaster", "joint", "--executor", "processes"), "reads the model in this process"),
+        (("--forecaster", "ensemble", "--executor", "processes"), "reads the model in this process"),
+        (("--pilot", "--steer", "x:1@0"), "without --steer"),
+    ],
+)
+def test_options_that_do_not_go_together_are_told_before_scoring(
+    options, told, personae, data_file, model_folder, own_home, tmp_path
+) -> None:
+    out = tmp_path / "none"
+    made = personae("screen", data_file, "--model", model_folder, "--only", "formal", "--out", out, *options)
+    assert made.status == 2
+    assert told in made.err
+    assert not out.exists()
+
+
+def test_a_built_in_cast_beside_an_own_one_is_forecast(
+    personae, data_file, model_folder, reference_file, own_home, tmp_path
+) -> None:
+    pytest.importorskip("peft")
+    mine = tmp_path / "mine.yaml"
+    poles = "\n".join(
+        f"    {pole}:\n      label: {pole}\n      instructions: ['You are {pole}.']" for pole in ("pos", "neg")
+    )
+    mine.write_text(f"id: mine\ntraits:\n  - id: odd\n{poles}\n", encoding="utf-8")
+    call = ("--model", model_folder, "--reference", reference_file, "--cast", "core", "--cast", mine)
+    made = personae("screen", data_file, *call, "--only", "formal", "--forecaster", "joint", "--json")
+    assert made.status == 0, made.err
+    assert [t["id"] for t in made.json["forecast"]["traits"]] == ["formal"]
+    assert "more than a tenth" in " ".join(made.json["forecast"]["notes"])

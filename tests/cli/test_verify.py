@@ -56,6 +56,45 @@ def training(personae, model_folder, data, tmp_path: Path) -> Path:
     return folder
 
 
+def test_the_default_reads_what_either_default_needs(personae, training, cast_file, items, own_home, tmp_path) -> None:
+    call = ("verify", training, "--cast", cast_file, "--json")
+    made = personae(*call, "--items", items, "--out", tmp_path / "a").json
+    assert made["forecaster"] == "joint"
+    kept = json.loads(Path(made["registered"]).read_text(encoding="utf-8"))
+    assert set(kept["readings"]) == {"joint", "ensemble", "miniature", "gradient", "centroid", "lexical"}
+
+    few = tmp_path / "few.jsonl"
+    rows = [i for i in ITEMS if i["split"] == "test" or i["topic"][-1] in "02"]
+    few.write_text("".join(json.dumps(i) + "\n" for i in rows), encoding="utf-8")
+    lesser = personae(*call, "--items", few, "--out", tmp_path / "b").json
+    assert lesser["forecaster"] == "ensemble"
+    assert "No forecast by 'joint': the dev items do not measure rude, terse" in " ".join(lesser["notes"])
+    named = personae(*call, "--items", few, "--forecaster", "miniature", "--out", tmp_path / "c")
+    assert named.status == 2
+    assert "do not measure" in named.err
+
+
+def test_a_training_of_another_sort_is_miniaturised_as_it_was_and_stays_out_of_the_past_runs(
+    personae, data, model_folder, cast_file, items, own_home, tmp_path
+) -> None:
+    pytest.importorskip("peft")
+    shifts = {}
+    for name, options in {
+        "plain": (),
+        "system": ("--system", "You are a rude person."),
+        "narrow": ("--rank", 2),
+    }.items():
+        folder = tmp_path / name
+        told = ("--model", model_folder, "--steps", 6, "--batch-size", 4, "--learning-rate", 5e-3, "--out", folder)
+        assert personae("train", data, *told, *options).status == 0
+        call = ("verify", folder, "--cast", cast_file, "--items", items, "--forecaster", "miniature", "--json")
+        made = personae(*call, "--out", tmp_path / f"{name}-verified").json
+        shifts[name] = [t["forecast"] for t in made["traits"]]
+        assert bool(made["registered"]) == (name != "system")
+        assert ("not added to the past runs" in " ".join(made["notes"])) == (name == "system")
+    assert len({tuple(v) for v in shifts.values()}) == 3
+
+
 def test_a_training_is_verified_and_joins_the_past_runs(
     personae, training, cast_file, items, own_home, tmp_path
 ) -> None:
