@@ -310,6 +310,10 @@ def test_forecasts_are_calibrated_where_past_runs_allow(tiny_models, tmp_path: P
     forecast.FORECASTERS["good"] = forecast.FORECASTERS["llr"]
     try:
         made = calibrate(reading, form, RunRegistry(runs), "digest")
+        narrow = replace(
+            runs[0], run="n", family="n", shift={"kind": 9.0}, se={"kind": 0.1}, readings={"good": {"kind": 1.0}}
+        )
+        beside = calibrate(reading, form, RunRegistry((*runs, narrow)), "digest")
         few = calibrate(reading, form, RunRegistry(runs[:3]), "digest")
         other = calibrate(reading, form, RunRegistry(runs), "another model")
         with pytest.raises(UnknownPersona, match="registry is of another cast"):
@@ -320,6 +324,7 @@ def test_forecasts_are_calibrated_where_past_runs_allow(tiny_models, tmp_path: P
     assert made.unit == CALIBRATED_UNIT
     assert made.net[0] - made.net[1] == pytest.approx(2.0, abs=0.5)  # the slope is 1
     assert made.calibration["n_runs"] == 24
+    assert beside.mean == pytest.approx(made.mean)  # a run on one trait does not keep files from being compared by all
     for raw in (few, other):
         assert not raw.is_calibrated
         assert raw.mean == pytest.approx([1.0, -1.0])

@@ -241,6 +241,7 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
         )
     if len(mine) < LEAST_RUNS or len(mine.families) < LEAST_FAMILIES:
         return _uncalibrated(reading, len(mine))
+    mine = _comparable(mine, reading.traits)
     model = fitted(reading.forecaster, mine.runs, reading.traits)
     n = len(reading.traits)
     # Beyond the forms seen a straight line knows nothing: the nearest one stands in, and a note says so.
@@ -282,6 +283,16 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
             "sources": sorted({r.source for r in mine.runs}),
         },
     )
+
+
+def _comparable(runs: RunRegistry, traits: Sequence[str]) -> RunRegistry:
+    """Those of the runs that measured what half of them did, where they are enough.
+
+    Files are compared by traits that every run has, so one run on a single trait would take the others from all.
+    """
+    wanted = {t for t in traits if 2 * sum(t in r.shift for r in runs.runs) >= len(runs)}
+    whole = RunRegistry(tuple(r for r in runs.runs if wanted <= set(r.shift)))
+    return whole if len(whole) >= LEAST_RUNS and len(whole.families) >= LEAST_FAMILIES else runs
 
 
 def _scores(reading: ForecastReading) -> dict[str, NDArray[np.float64]]:
