@@ -46,6 +46,15 @@ DEFAULT_FORECASTER = "joint"
 WITHOUT_TRAINING = "ensemble"  # the best that trains nothing, for models that cannot be trained here
 PILOT, MINIATURE = "pilot", "miniature"
 SHARED_FAMILY = "\0new"
+_IN_WORDS = {
+    "log_tokens": "length of replies",
+    "loss": "how surprising it is",
+    "first_person": "share in the first person",
+    "log_rows_seen": "rows seen",
+    "log_learning_rate": "learning rate",
+    "is_dpo": "kind of training",
+    "is_text": "kind of training",
+}
 
 
 class Forecaster(Protocol):
@@ -302,11 +311,8 @@ def _scores(reading: ForecastReading) -> dict[str, NDArray[np.float64]]:
 def _beyond(form: RunForm, near: np.ndarray) -> list[str]:
     """A note on features of the form that no past run of its kind comes near."""
     off = np.abs(form.features() - near) > 0.1
-    names = [n for n, o in zip(FORM_FEATURES, off, strict=True) if o]
-    if not names:
-        return []
-    said = f"No past run is like this one in {', '.join(names)}: directions hold better than sizes."
-    return [said]
+    names = dict.fromkeys(_IN_WORDS[n] for n, o in zip(FORM_FEATURES, off, strict=True) if o)
+    return [f"No past run is like this one in {', '.join(names)}: directions hold better than sizes."] if names else []
 
 
 def _uncalibrated(reading: ForecastReading, n_runs: int) -> TraitForecast:
