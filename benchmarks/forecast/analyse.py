@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--default", default=DEFAULT_FORECASTER, help="the forecaster that the others are compared to")
     parser.add_argument("--traits", nargs="+", help="only cells of these traits, for readers of some traits only")
     parser.add_argument("--needs", help="only runs whose file was read by this forecaster")
+    parser.add_argument("--workers", type=int, default=2, help="processes, one forecaster each at a time")
     parser.add_argument("--folder", type=Path, help="the benchmark's folder, for the null of random directions")
     parser.add_argument("--null-only", action="store_true", help="only the null of random directions")
     args = parser.parse_args()
@@ -68,11 +70,10 @@ def main() -> None:
     ]
     changes = item_changes(runs)
     held: dict[str, Held] = {}
-    for name in names:
-        started = time.perf_counter()
-        held[name] = hold(name, runs)
-        found = skill(held[name])
-        print(f"{name:15} {_line(found)}  {time.perf_counter() - started:.0f} s", flush=True)
+    with ProcessPoolExecutor(args.workers) as pool:
+        for name, found, seconds in pool.map(timed, names, [runs] * len(names)):
+            held[name] = found
+            print(f"{name:15} {_line(skill(found))}  {seconds:.0f} s", flush=True)
     body = {
         "model": args.model,
         "dose": args.dose,
@@ -92,6 +93,12 @@ def main() -> None:
         json.dumps(body["counts"]),
         write_result(f"forecast-{args.model}-{args.dose or 'all'}{'-some' if args.traits else ''}", body),
     )
+
+
+def timed(name: str, runs: Sequence[PastRun]) -> tuple[str, Held, float]:
+    """Name, `hold` and its seconds."""
+    started = time.perf_counter()
+    return name, hold(name, runs), time.perf_counter() - started
 
 
 def hold(name: str, runs: Sequence[PastRun]) -> Held:

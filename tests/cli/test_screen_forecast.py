@@ -164,6 +164,8 @@ def test_the_rate_is_that_of_the_files_kind_and_falls() -> None:
         (("--forecaster", "joint", "--executor", "processes"), "reads the model in this process"),
         (("--forecaster", "ensemble", "--executor", "processes"), "reads the model in this process"),
         (("--pilot", "--steer", "x:1@0"), "without --steer"),
+        (("--learning-rate", 0), "learning-rate"),
+        (("--epochs", -1), "epochs"),
     ],
 )
 def test_options_that_do_not_go_together_are_told_before_scoring(

@@ -24,6 +24,7 @@ from personae.errors import (
     InvalidSettings,
     MissingCapability,
     NumericsError,
+    OutOfMemory,
     RenderingError,
     UnknownPersona,
     UsageError,
@@ -56,7 +57,12 @@ AUTO, NONE = "auto", "none"
 ONCE_A_MODEL = "Statements of the traits (once a model)"
 PILOTED = "em_flow_pilot"  # what reads a pilot where no forecaster is named
 _SHOWN = 8
-_UNFIT = (UsageError, RenderingError, NumericsError)  # what keeps one forecaster from a file that can be screened
+_UNFIT = (
+    UsageError,
+    RenderingError,
+    NumericsError,
+    OutOfMemory,
+)  # what keeps one forecaster from a file that can be screened
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ class ForecastAsked:
             method=method,
             epochs=self.epochs,
             steps=self.steps,
-            learning_rate=self.learning_rate or default_rate(method),
+            learning_rate=default_rate(method) if self.learning_rate is None else self.learning_rate,
             batch_size=self.batch_size,
             truncate=self.truncate,
             seed=self.seed,
@@ -142,6 +148,7 @@ def check_forecast(
         InputError: If it reads diagnostic statements and a trait has none, or a record of a past run is damaged.
     """
     name = asked.name
+    asked.training("sft")  # refuses numbers that no training could have
     if name not in (AUTO, NONE) and name not in FORECASTERS:
         raise InvalidSettings(
             f"no forecaster is called '{name}'.", hint=f"There are: {', '.join(FORECASTERS)}; also 'auto' and 'none'."
