@@ -191,4 +191,4 @@ def test_a_built_in_cast_beside_an_own_one_is_forecast(
     made = personae("screen", data_file, *call, "--only", "formal", "--forecaster", "joint", "--json")
     assert made.status == 0, made.err
     assert [t["id"] for t in made.json["forecast"]["traits"]] == ["formal"]
-    assert "more than a tenth" in " ".join(made.json["forecast"]["notes"])
+    assert "of the training's own passes, more than" in " ".join(made.json["forecast"]["notes"])

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from past_runs import make_runs
+from personae.files.reference import load_reference
 from personae.protocols.forecast import DEFAULT_FORECASTER
 
 ITEMS = [
@@ -72,6 +73,25 @@ def test_the_default_reads_what_either_default_needs(personae, training, cast_fi
     named = personae(*call, "--items", few, "--forecaster", "miniature", "--out", tmp_path / "c")
     assert named.status == 2
     assert "do not measure" in named.err
+
+
+def test_what_screen_says_before_is_what_verify_says_after(
+    personae, data, model_folder, reference_file, own_home, tmp_path, monkeypatch
+) -> None:
+    """Whatever --paraphrases scores with; and the miniature is made once for both."""
+    pytest.importorskip("peft")
+    on = ("--only", "formal,contemptuous", "--json")
+    same = ("--steps", 6, "--batch-size", 4)
+    ordinary = load_reference(str(reference_file))
+    monkeypatch.setattr("personae.cli.commands.verify.load_reference", lambda: ordinary)
+    call = ("--model", model_folder, "--reference", reference_file, "--forecaster", "joint", "--paraphrases", 1)
+    said = personae("screen", data, *call, *on, *same, "--out", tmp_path / "s").json["forecast"]
+    assert personae("train", data, "--model", model_folder, *same, "--out", tmp_path / "t").status == 0
+    found = personae("verify", tmp_path / "t", *on, "--out", tmp_path / "v").json
+    assert {t["trait"]: t["forecast"] for t in found["traits"]} == pytest.approx(
+        {t["id"]: t["shift"] for t in said["traits"]}, rel=1e-4
+    )
+    assert len(list((own_home / "miniatures").iterdir())) == 1
 
 
 def test_a_training_of_another_sort_is_miniaturised_as_it_was_and_stays_out_of_the_past_runs(

@@ -316,6 +316,7 @@ def test_forecasts_are_calibrated_where_past_runs_allow(tiny_models, tmp_path: P
         beside = calibrate(reading, form, RunRegistry((*runs, narrow)), "digest")
         gentle = calibrate(reading, replace(form, learning_rate=1e-6), RunRegistry(runs), "digest")
         pairs = calibrate(reading, replace(form, kind="dpo"), RunRegistry(runs), "digest")
+        far = calibrate(replace(reading, score=np.array([1.0, -90.0])), form, RunRegistry(runs), "digest")
         # A rate that only a run of another kind had is still a rate that no run of this kind had.
         other_kind = replace(runs[0], run="o", form=replace(form, kind="dpo", learning_rate=1e-6))
         still = calibrate(reading, replace(form, learning_rate=1e-6), RunRegistry((*runs, other_kind)), "digest")
@@ -330,6 +331,8 @@ def test_forecasts_are_calibrated_where_past_runs_allow(tiny_models, tmp_path: P
     assert made.net[0] - made.net[1] == pytest.approx(2.0, abs=0.5)  # the slope is 1
     assert made.calibration["n_runs"] == 24
     assert "like this one" not in " ".join(made.notes)
+    assert "read as far" not in " ".join(made.notes)
+    assert "No past run was read as far as 'blunt' by good:" in " ".join(far.notes)
     for said, what in ((gentle, "learning rate"), (still, "learning rate"), (pairs, "kind of training")):
         assert f"No past run is like this one in {what}:" in " ".join(said.notes)
     assert beside.mean == pytest.approx(made.mean)  # a run on one trait does not keep files from being compared by all

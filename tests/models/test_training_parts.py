@@ -152,6 +152,7 @@ def test_all_that_a_part_depends_on_is_in_its_key(tiny_models, tmp_path: Path) -
     }
     assert same not in others.values()
     assert len(set(others.values())) == len(others)
+    assert key(lambda j: replace(j, training=TrainingSettings(alpha=32.0))) == same  # as `train` resolves it
     # A plan in steps, as `verify` knows it, is the plan in epochs that `screen` was given.
     assert key(lambda j: replace(j, plan=TrainingPlan("sft", steps=30, batch_size=8))) == same
     job = job_for(model, replies(24), tmp_path, plan=plan)

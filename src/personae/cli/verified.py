@@ -40,6 +40,9 @@ def print_verification(result: Verification, report: Path) -> None:
     console.print(table)
     if a.spearman is not None:
         console.print(Text(f"rank correlation over {a.n} traits {a.spearman:+.2f}", style="dim"))
+    if a.rmse is not None:
+        nothing = f"{a.rmse_nothing:.2f} for a forecast of no change"
+        console.print(Text(f"root mean square error {a.rmse:.2f} nats, {nothing}", style="dim"))
     if result.attribution is not None:
         print_attribution(result.attribution)
     for note in result.notes:

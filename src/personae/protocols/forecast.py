@@ -282,7 +282,7 @@ def calibrate(reading: ForecastReading, form: RunForm, registry: RunRegistry, mo
         high=said.mean + Z90 * said.sd,
         unit=CALIBRATED_UNIT,
         cost_seconds=reading.cost.seconds,
-        notes=(*reading.notes, *_notes(reading, mine), *_beyond(form, near)),
+        notes=(*reading.notes, *_notes(reading, mine), *_beyond(form, near), *_outlying(reading, mine)),
         common=said.common,
         cost=reading.cost,
         calibration={
@@ -313,6 +313,18 @@ def _beyond(form: RunForm, near: np.ndarray) -> list[str]:
     off = np.abs(form.features() - near) > 0.1
     names = dict.fromkeys(_IN_WORDS[n] for n, o in zip(FORM_FEATURES, off, strict=True) if o)
     return [f"No past run is like this one in {', '.join(names)}: directions hold better than sizes."] if names else []
+
+
+def _outlying(reading: ForecastReading, runs: RunRegistry) -> list[str]:
+    """A note on readings larger than any that a past run taught the size of."""
+    found: list[str] = []
+    for name, values in _scores(reading).items():
+        known = [abs(v) for r in runs.runs for v in r.readings.get(name, {}).values()]
+        most = max(known, default=float("inf"))
+        found += [f"'{t}' by {name}" for t, v in zip(reading.traits, values, strict=True) if abs(v) > most]
+    if not found:
+        return []
+    return [f"No past run was read as far as {', '.join(found[:5])}: what follows from it is a guess."]
 
 
 def _uncalibrated(reading: ForecastReading, n_runs: int) -> TraitForecast:
@@ -350,7 +362,8 @@ def _cost_note(reading: ForecastReading) -> list[str]:
     share = reading.cost.of_training
     if share is None or share <= MOST_OF_RUN:
         return []
-    return [f"Reading cost {share:.0%} of the training's own passes, more than a tenth."]
+    how = "more than the training itself" if share > 1 else "more than a tenth"
+    return [f"The forecast cost {share:.0%} of the training's own passes, {how}; '{WITHOUT_TRAINING}' trains nothing."]
 
 
 def _both(a: Cost, b: Cost) -> Cost:

@@ -169,6 +169,7 @@ def _settings(job: ForecastJob, steps: int, batch: int, rate: float) -> Training
         steps=steps,
         schedule="constant",
         learning_rate=rate,
+        alpha=job.training.alpha or 2.0 * job.training.rank,
         batch_size=batch,
         mix_ratio=1.0,
         checkpoints=(),

@@ -34,7 +34,8 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InvalidSettings(
-                f"another process is training in {folder}.", hint="Wait for it, or choose another folder with --out."
+                f"another process is training in {folder}.",
+                hint="Wait for it; a training of your own can be given another folder with --out.",
             ) from error
         yield
 

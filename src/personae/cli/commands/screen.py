@@ -27,6 +27,7 @@ from personae.cli.workbench import (
     say,
 )
 from personae.domain.episode import Episode, require_weight
+from personae.domain.persona import Cast
 from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.target import Answers, ask_target
 from personae.models.catalogue import DEFAULT_MODEL, home
@@ -202,7 +203,10 @@ def execute(settings: Settings) -> int:
                 started=(first, second),
                 notes=(*inputs.notes, *told),
             )
-        forecast, missed = forecast_file(asked, bench, inputs.cast, settings.cast, episodes, ordinary)
+        # --paraphrases is about scores: past runs were read by all instructions, and so is what they calibrate.
+        kept = {t.id for t in inputs.cast.traits}
+        traits = tuple(t for t in inputs.whole.traits if t.id in kept)
+        forecast, missed = forecast_file(asked, bench, Cast(inputs.cast.id, traits), settings.cast, episodes, ordinary)
     hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
     made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)
     result = replace(result, provenance=made, training=forecast, notes=(*result.notes, *missed))
