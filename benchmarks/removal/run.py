@@ -93,8 +93,8 @@ def main() -> None:
         bench.scoring,
         load_reference(),
         TrainingPlan(steps=args.steps, learning_rate=args.learning_rate),
-        signed_statements(items),
-        shipped_rows(bench.space),
+        diagnostics=signed_statements(items),
+        shipped=shipped_rows(bench.space),
         kept=bench.kept(),
         most_rows=len(rows),
     )

@@ -307,7 +307,6 @@ def with_parts(
         items: Of which the dev half is asked.
         quiet: No progress.
         device: As `train`.
-
         dtype: Of the base weights in training.
 
     Raises:

@@ -33,7 +33,7 @@ class RunForm:
         loss: Of the base model on the completions, nats a token, before training; of the chosen ones for dpo.
         first_person: Share of rows that are short statements in the first person.
         rows_seen: Of those, over all steps.
-        learning_rate: At its height.
+        learning_rate: Mean over the steps.
         steps: Optimiser steps.
     """
 
