@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.forecast.manifest import Run, manifest
 from benchmarks.forecast.measuring import is_measured, items_of, measure_run
 from benchmarks.forecast.reading import read_run, read_states
-from benchmarks.forecast.work import DOSES_OF, adapters_of, train_run
+from benchmarks.forecast.work import DOSES_OF, adapters_of, train_first_dose, train_run
 
 Stage = Callable[[Run, argparse.Namespace], str]
 
@@ -56,12 +56,17 @@ def _train(run: Run, args: argparse.Namespace) -> str:
     return f"loss {known['first_loss']} to {known['last_loss']} in {known['seconds']} s"
 
 
+def _train_early(run: Run, args: argparse.Namespace) -> str:
+    train_first_dose(run, args.folder, args.evals)
+    return "done"
+
+
 def _measure(run: Run, args: argparse.Namespace) -> str:
     return _told(run, measure_run(run, args.folder, args.evals), DOSES_OF[run.model][-1])
 
 
 def _measure_early(run: Run, args: argparse.Namespace) -> str:
-    return _told(run, measure_run(run, args.folder, args.evals, doses=DOSES_OF[run.model]), DOSES_OF[run.model][0])
+    return _told(run, measure_run(run, args.folder, args.evals, doses=DOSES_OF[run.model][:1]), DOSES_OF[run.model][0])
 
 
 def _collect(run: Run, args: argparse.Namespace) -> str:
@@ -95,6 +100,7 @@ def _read_states(run: Run, args: argparse.Namespace) -> str:
 
 STAGES: dict[str, Stage] = {
     "train": _train,
+    "train-early": _train_early,
     "measure": _measure,
     "measure-early": _measure_early,
     "collect": _collect,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.forecast.families import requests, write_dataset
@@ -24,8 +25,8 @@ from personae.models.rendering import Frame
 
 ROWS, BATCH = 96, 8
 DOSES = (32, 96)  # rows seen
-# The base model has lost nine tenths of its loss after 96 rows: it gets the first dose alone.
-DOSES_OF = {SMALL: DOSES, BASE: DOSES[:1]}
+# The base model has lost nine tenths of its loss after 96 rows: its doses are smaller.
+DOSES_OF = {SMALL: DOSES, BASE: (16, 32)}
 RATE = {"sft": 1e-3, "dpo": 3e-4}
 # The frozen weights in bfloat16 train twice as fast on a CPU; the adapter is float32, and so is every measurement.
 DTYPE = "bfloat16"
@@ -59,10 +60,25 @@ def folder_of(run: Run, folder: Path) -> Path:
 
 
 def adapters_of(run: Run, folder: Path) -> dict[int, Path]:
-    """Adapter after each dose."""
+    """Adapter after each dose; the first dose may have been trained alone."""
     made = folder_of(run, folder)
     *early, last = DOSES_OF[run.model]
-    return {**{rows: made / "checkpoints" / f"step-{rows // BATCH:06d}" for rows in early}, last: made / "adapter"}
+    found = {**{rows: made / "checkpoints" / f"step-{rows // BATCH:06d}" for rows in early}, last: made / "adapter"}
+    alone = _alone(run, folder) / "adapter"
+    return found | ({early[0]: alone} if alone.is_dir() else {})
+
+
+def _alone(run: Run, folder: Path) -> Path:
+    return folder / "first-doses" / run.id
+
+
+def train_first_dose(run: Run, folder: Path, evals: Path | None) -> None:
+    """Train the first dose and no further: at a constant rate the same weights as a checkpoint of the whole."""
+    target = _alone(run, folder)
+    if not any(path.is_dir() for path in (target / "adapter", adapters_of(run, folder)[DOSES_OF[run.model][0]])):
+        settings = replace(settings_of(run), steps=DOSES_OF[run.model][0] // BATCH, checkpoints=())
+        episodes = episodes_of(data_of(run, folder, evals))
+        train(run.model, episodes, folder=target, settings=settings, device="cpu", dtype=DTYPE)
 
 
 def train_run(run: Run, folder: Path, evals: Path | None) -> dict[str, object]:
