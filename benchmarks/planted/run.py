@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rows-per-file", type=int, default=10)
     parser.add_argument("--planted", type=int, default=10)
     parser.add_argument("--without", default="", help="planted traits to leave out, comma-separated")
+    parser.add_argument("--label", help="what the result is filed under instead of the model's name")
     args = parser.parse_args()
     planted, ordinary = read("planted", "trait", args.planted), read("ordinary", "file", args.rows_per_file)
     planted = {k: v for k, v in planted.items() if k not in args.without.split(",")}
@@ -59,7 +60,7 @@ def main() -> None:
         "ordinary_files": quiet,
         "planted": found,
     }
-    print(json.dumps({k: body[k] for k in ("passed", "files_flagged")}), write_result(f"planted-{args.model}", body))
+    print(json.dumps({k: body[k] for k in ("passed", "files_flagged")}), write_result(f"planted-{args.label or args.model}", body))
 
 
 def read(name: str, key: str, per_key: int) -> dict[str, list[Episode]]:

@@ -1,11 +1,14 @@
 """Separation on statements nobody here wrote: does the ratio rank matching above not matching?
 
 For each behaviour of a folder of model-written evaluations (Perez et al. 2022, arXiv 2212.09251), every
-statement is scored as the reply to one neutral question under both poles of `behaviours.yaml`, whose
-instructions were written from the behaviour's name alone. Behaviours 0-11 of that file were used to choose
-how paraphrases combine, 36-41 to see that reading in both directions helps; no choice was made on 12-35.
+statement is scored as the reply to one neutral question under both poles, whose instructions were written
+from the behaviour's name alone. Behaviours 0-11 of `order.txt` were used to choose how paraphrases combine,
+36-41 to see that reading in both directions helps; no choice was made on 12-35. `sharpen` learns from poles
+and own sentences of 39 of the first 42 (`dispositions`), so a sharpened scorer is judged on 42-71 alone.
 
     python -m benchmarks.separation.run --model smollm2 --data FOLDER [--first 12 --last 36] [--reading reply]
+    personae sharpen smollm2 --out runs/sharp
+    python -m benchmarks.separation.run --model smollm2+runs/sharp --label smollm2-sharpened --data FOLDER
 
 `ratio` is the reading asked for, `mean_of_logs` the replies' own, `described` the descriptions'.
 """
@@ -24,7 +27,7 @@ from scipy.special import logsumexp
 from benchmarks.environment import write_result
 from personae.cli.workbench import open_model
 from personae.domain.episode import Episode, Turn
-from personae.domain.persona import Cast
+from personae.domain.persona import Cast, Trait
 from personae.files.casts import load_casts
 from personae.instruments.describing import READINGS
 from personae.instruments.scoring import Work
@@ -44,13 +47,13 @@ def main() -> None:
     parser.add_argument("--last", type=int, default=42)
     parser.add_argument("--paraphrases", type=int, default=7)
     parser.add_argument("--question", default=QUESTION, help="what the statement answers")
+    parser.add_argument("--label", help="what the result is filed under instead of the model's name")
     parser.add_argument("--reading", choices=READINGS, default="both", help="direction in which evidence is read")
     args = parser.parse_args()
-    cast = load_casts([str(HERE / "behaviours.yaml")])
     bench = open_model(args.model)
     rows = []
     started = time.time()
-    for trait in cast.traits[args.first : args.last]:
+    for trait in behaviours()[args.first : args.last]:
         episodes, labels = statements(args.data / f"{trait.id}.jsonl", args.per_class, args.question)
         one = Cast("behaviour", (trait,)).limit_paraphrases(args.paraphrases)
         rows.append({"behaviour": trait.id, **by_reading(bench, one, trait, episodes, labels, args.reading)})
@@ -64,8 +67,16 @@ def main() -> None:
         "seconds": round(time.time() - started),
         "rows": rows,
     }
-    name = f"separation-{args.model}-{args.first}-{args.last}" + ("" if args.reading == "both" else f"-{args.reading}")
+    name = f"separation-{args.label or args.model}-{args.first}-{args.last}" + (
+        "" if args.reading == "both" else f"-{args.reading}"
+    )
     print(json.dumps(means), write_result(name, body))
+
+
+def behaviours() -> tuple[Trait, ...]:
+    """Poles of all behaviours in the order of `order.txt`; 39 of the first 42 are the cast `dispositions`."""
+    known = {t.id: t for t in load_casts([str(HERE / "behaviours.yaml"), "dispositions"]).traits}
+    return tuple(known[name] for name in (HERE / "order.txt").read_text().split())
 
 
 def by_reading(bench, one: Cast, trait, episodes: list[Episode], labels, reading: str) -> dict[str, float]:

@@ -27,12 +27,13 @@ def training_key(settings: Mapping[str, object], inputs: object) -> str:
     return hashlib.blake2b(json.dumps([about, inputs], sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def run_folder_for(key: str, out: str | None) -> tuple[Path, dict[str, object] | None]:
+def run_folder_for(key: str, out: str | None, command: str = "train") -> tuple[Path, dict[str, object] | None]:
     """The folder to train in, and the `run.json` of what is there of the same training.
 
     Args:
         key: From `training_key`.
         out: As the user named it; None: the folder where this training was interrupted, or a new one.
+        command: What a new folder is named after.
 
     Returns:
         The folder, and None where nothing of this training is there.
@@ -46,22 +47,22 @@ def run_folder_for(key: str, out: str | None) -> tuple[Path, dict[str, object] |
             found = Path(json.loads((_note(key)).read_text(encoding="utf-8"))["folder"])
             kept = read_run(found)
         except (OSError, ValueError, KeyError, TypeError, InputError):
-            return make_run_folder(None, "train"), None
+            return make_run_folder(None, command), None
         if kept.get("key") != key or "result" in kept or is_held(found):
-            return make_run_folder(None, "train"), None
-        return make_run_folder(str(found), "train"), kept
+            return make_run_folder(None, command), None
+        return make_run_folder(str(found), command), kept
     folder = Path(out)
     if not (folder / "run.json").exists():
-        return make_run_folder(out, "train"), None
+        return make_run_folder(out, command), None
     kept = read_run(folder)
     if kept.get("key") != key and "result" not in kept and not _has_something(folder):
-        return make_run_folder(out, "train"), None
+        return make_run_folder(out, command), None
     if kept.get("key") != key:
         raise InvalidSettings(
             f"{folder} holds another run (its command was '{kept.get('command')}').",
             hint="Choose another folder with --out. An interrupted training goes on with the command it began with.",
         )
-    return make_run_folder(out, "train"), kept
+    return make_run_folder(out, command), kept
 
 
 @contextmanager

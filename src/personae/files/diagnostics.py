@@ -9,7 +9,7 @@ Any format of `files.rows` is read (.jsonl, .json, .csv, .parquet, .gz). Not her
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -46,6 +46,37 @@ class _Eval(BaseModel):
 def diagnostics_path(cast: str) -> Path:
     """The file of a built-in cast's items; it need not exist."""
     return Path(str(resources.files("personae") / "diagnostics" / f"{cast}.jsonl"))
+
+
+def texts_path(cast: str) -> Path:
+    """The file of what a built-in cast's poles say, for `sharpen`; it need not exist.
+
+    The same format as items, but poles may differ in length: they teach, and nothing is measured by them.
+    """
+    return Path(str(resources.files("personae") / "texts" / f"{cast}.jsonl"))
+
+
+def load_texts(casts: Sequence[str]) -> tuple[DiagnosticSet, tuple[Path, ...]]:
+    """What the poles of built-in casts say, to teach a scorer by, and the files it was read from.
+
+    A cast without a file of texts gives the dev half of its items, so that nothing is taught by what measures.
+
+    Raises:
+        UnknownPersona: If a cast has neither.
+    """
+    found: list[Diagnostic] = []
+    paths: list[Path] = []
+    for cast in casts:
+        taught, measured = texts_path(cast), diagnostics_path(cast)
+        path = taught if taught.is_file() else measured
+        if not path.is_file():
+            raise UnknownPersona(
+                f"the cast '{cast}' comes without texts.",
+                hint="Give them with --items FILE; docs/how-to/measure-a-model.md has the format.",
+            )
+        found += [i for i in read_diagnostics(path) if path == taught or i.split == "dev"]
+        paths.append(path)
+    return DiagnosticSet("+".join(casts), tuple(found)), tuple(paths)
 
 
 def has_further_items(cast: str) -> bool:

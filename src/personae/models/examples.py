@@ -2,6 +2,7 @@
 
     Episode --Renderer--> Scorable --> Example: the same ids, the scored span is the trained span
     turns of one conversation, each the beginning of the next --> one Example with several spans
+    texts of both poles of a trait, under the frame of either --> one Contrast
 
 Not here: rendering (`models.rendering`), the loss (`models.hf_loss`). What is trained at step t follows from the
 examples, the settings and t only, so an interrupted training can go on.
@@ -80,6 +81,47 @@ class Pair:
     def token_ids(self) -> tuple[int, ...]:
         """Tokens of the longer reply's sequence: what a batch is sized by."""
         return max(self.chosen.token_ids, self.rejected.token_ids, key=len)
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Texts of both poles of a trait, under the frame of either: which frame makes a text likelier?
+
+    Attributes:
+        pos, neg: The same texts after the frame of the positive and of the negative pole, in one order.
+        is_pos: Whether a text belongs to the positive pole, one entry a text.
+        group: Trait; the unit that is held out.
+    """
+
+    pos: tuple[Scorable, ...]
+    neg: tuple[Scorable, ...]
+    is_pos: tuple[bool, ...]
+    group: str
+
+    def __post_init__(self) -> None:
+        assert len(self.pos) == len(self.neg) == len(self.is_pos) > 0
+        assert all(a.token_ids[a.start :] == b.token_ids[b.start :] for a, b in zip(self.pos, self.neg, strict=True))
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens to run: a frame once, and what follows it once a text."""
+        return sum(
+            shared + sum(len(item.token_ids) - shared for item in side)
+            for side in (self.pos, self.neg)
+            for shared in (shared_length(side),)
+        )
+
+    @property
+    def n_trained(self) -> int:
+        """Number of tokens in the loss, under both frames."""
+        return sum(item.n_scored for side in (self.pos, self.neg) for item in side)
+
+
+def shared_length(items: Sequence[Scorable]) -> int:
+    """Number of leading tokens that all sequences have in common, all before what any of them scores."""
+    most = min(item.start for item in items) - 1
+    first = items[0].token_ids
+    return next((k for k in range(most) if any(item.token_ids[k] != first[k] for item in items)), most)
 
 
 def example_of(item: Scorable, weight: float, group: str) -> Example:

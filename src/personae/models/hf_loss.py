@@ -70,10 +70,10 @@ def token_log_probs(model: PreTrainedModel, examples: Sequence[Example]) -> tupl
     positions = torch.arange(longest, device=device)[None]
     output = model.base_model(input_ids=ids.to(device), position_ids=positions, use_cache=False)
     hidden = output.last_hidden_state[of.to(device), at.to(device) - 1]
-    return _log_probs(model, hidden, targets), torch.tensor(weights, device=device), of.to(device)
+    return log_probs_of(model, hidden, targets), torch.tensor(weights, device=device), of.to(device)
 
 
-def _log_probs(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+def log_probs_of(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target after each hidden state, shape (n,)."""
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Module)

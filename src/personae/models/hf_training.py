@@ -29,9 +29,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from personae.errors import NumericsError
 from personae.models.catalogue import ADAPTER, FULL_MODEL
-from personae.models.examples import Example, Pair
+from personae.models.examples import Contrast, Example, Pair
 from personae.models.hf import HFModel
 from personae.models.hf_adapter import attach_lora, write_adapter, write_folder
+from personae.models.hf_contrast import contrast_passes, mean_contrast
 from personae.models.hf_kernel import pack_frozen
 from personae.models.hf_load import kernel_for
 from personae.models.hf_loss import dpo_passes, mean_loss, reference_log_likelihoods, sft_passes
@@ -41,6 +42,7 @@ from personae.models.hf_training_state import KeptState, Progress, kept_key
 
 _MEMORY_HINT = "Lower --batch-size, cut long rows with --max-tokens and --truncate, or use a smaller model."
 
+Item = Example | Pair | Contrast
 During = Callable[[object], AbstractContextManager[object]]
 _LEAST_SECONDS = 10.0  # between kept states; and at least twenty times what keeping one takes
 _COST = 20.0
@@ -51,7 +53,7 @@ class Recipe:
     """How to train; every field is resolved.
 
     Attributes:
-        method: "sft" (also documents) or "dpo".
+        method: "sft" (also documents), "dpo" or "contrast".
         full: Train all weights, and no adapter.
         rank, alpha, dropout: Of the adapter.
         learning_rate: At its height.
@@ -84,16 +86,16 @@ class Job:
     """What to train on.
 
     Attributes:
-        items: Examples or pairs.
+        items: Examples, pairs or contrasts, by the recipe's method.
         batches: Places of the items of each step.
         held_out: Items that are never trained on.
         recipe: How.
         key: Names all of this and the model; a kept state of another key is not taken up.
     """
 
-    items: Sequence[Example | Pair]
+    items: Sequence[Item]
     batches: Sequence[Sequence[int]]
-    held_out: Sequence[Example | Pair]
+    held_out: Sequence[Item]
     recipe: Recipe
     key: str
 
@@ -253,6 +255,8 @@ class _FineTuning:
     def loss_of(self, places: Sequence[int]) -> Iterator[Tensor]:
         """Losses that add up to a step's."""
         items = [self.job.items[k] for k in places]
+        if self.recipe.method == "contrast":
+            return contrast_passes(self.base, cast(Sequence[Contrast], items))
         if self.reference is None:
             return sft_passes(self.base, cast(Sequence[Example], items))
         return dpo_passes(self.base, cast(Sequence[Pair], items), self.reference[:, list(places)], self.recipe.beta)
@@ -303,7 +307,9 @@ class _FineTuning:
     def _held_out(self) -> float:
         self.model.eval()
         items = self.job.held_out
-        if self.reference is None:
+        if self.recipe.method == "contrast":
+            loss = mean_contrast(self.base, cast(Sequence[Contrast], items))
+        elif self.reference is None:
             loss = mean_loss(self.base, cast(Sequence[Example], items))
         else:
             reference = self.reference[:, len(self.job.items) :]

@@ -10,7 +10,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from personae.cli import options as opt
-from personae.cli.commands import audit, calibrate, measure, profile, score, screen, train, verify
+from personae.cli.commands import audit, calibrate, measure, profile, score, screen, sharpen, train, verify
 from personae.cli.workbench import say
 from personae.errors import InputError
 from personae.running.run import file_digest, read_run
@@ -32,6 +32,7 @@ def command(
         calibrate.NAME: (calibrate.Settings, calibrate.execute),
         audit.NAME: (audit.Settings, audit.execute),
         train.NAME: (train.Settings, train.execute),
+        sharpen.NAME: (sharpen.Settings, sharpen.execute),
         verify.NAME: (verify.Settings, verify.execute),
         measure.NAME: (measure.Settings, measure.execute),
         profile.NAME: (profile.Settings, profile.execute),
