@@ -60,7 +60,8 @@ def main() -> None:
         "ordinary_files": quiet,
         "planted": found,
     }
-    print(json.dumps({k: body[k] for k in ("passed", "files_flagged")}), write_result(f"planted-{args.label or args.model}", body))
+    told = {k: body[k] for k in ("passed", "files_flagged")}
+    print(json.dumps(told), write_result(f"planted-{args.label or args.model}", body))
 
 
 def read(name: str, key: str, per_key: int) -> dict[str, list[Episode]]:
