@@ -22,10 +22,11 @@ Shifts = dict[str, np.ndarray]
 def main() -> None:
     bodies = stored_runs()
     small, base = (_of(bodies, model, 0) for model in (SMALL, BASE))
+    doses = _of([b for b in bodies if b["model"] == SMALL], SMALL, 0)  # measured by more items than the base model
     body = {
         "models": _agreement(small.get(96, {}), base.get(32, {})),
         "models_at_the_first_dose": _agreement(small.get(32, {}), base.get(32, {})),
-        "doses": _agreement(small.get(96, {}), small.get(32, {})) | {"growth": _growth(small)},
+        "doses": _agreement(doses.get(96, {}), doses.get(32, {})) | {"growth": _growth(doses)},
         "seeds": _seeds(bodies),
         "opposites_on_base": _opposites(base.get(32, {})),
         "opposites": _opposites(small.get(96, {})),
