@@ -1,8 +1,9 @@
 """The order of fine-tunes: whatever is done when time is up is a balanced set.
 
 First every family of `smollm2` once, pair by pair; then `gemma-270m`; then further seeds. A run is one training of one
-epoch at a constant learning rate, measured after a third of its rows and after all of them: at a constant rate and in
-one epoch the first third is exactly the training on that third, so a run gives two doses.
+epoch at a constant learning rate, measured after a third of its rows and after all of them. The first dose is a
+checkpoint of the run or a training on the same third alone, which has one effective step more
+(`work.train_first_dose`).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.environment import RESULTS
 from benchmarks.forecast.manifest import Run
-from benchmarks.forecast.work import DOSES_OF, DTYPE, adapters_of, train_run
+from benchmarks.forecast.work import DOSES_OF, DTYPE, adapters_of, is_alone, train_run
 from personae.domain.diagnostic import Diagnostic, DiagnosticSet
 from personae.files.diagnostics import load_diagnostics
 from personae.models.load import load_model
@@ -60,6 +60,7 @@ def measure_run(run: Run, folder: Path, evals: Path | None, *, doses: tuple[int,
         changes = [round(after[i.id] - base[i.id], 2) for i in items().items]
         body["doses"][str(rows)] = {
             "seconds": seconds, "shift": shifts(base, after), "items": changes, "digest": digest(),
+            "alone": is_alone(adapter),
         }  # fmt: skip
     # A line a dose keeps the file small and its differences readable.
     text = json.dumps(body).replace('"doses": {', '"doses": {\n').replace("}}, ", "}},\n") + "\n"

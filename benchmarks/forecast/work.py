@@ -68,12 +68,21 @@ def adapters_of(run: Run, folder: Path) -> dict[int, Path]:
     return found | ({early[0]: alone} if alone.is_dir() else {})
 
 
+def is_alone(adapter: Path) -> bool:
+    """Whether an adapter is of a first dose that was trained by itself."""
+    return "first-doses" in adapter.parts
+
+
 def _alone(run: Run, folder: Path) -> Path:
     return folder / "first-doses" / run.id
 
 
 def train_first_dose(run: Run, folder: Path, evals: Path | None) -> None:
-    """Train the first dose and no further: at a constant rate the same weights as a checkpoint of the whole."""
+    """Train the first dose and no further.
+
+    The rows are those that a checkpoint of the whole has seen. The weights are not the same: warm-up takes the first of
+    twelve steps at rate 0 and none of four, so the checkpoint has made three effective steps and this one four.
+    """
     target = _alone(run, folder)
     if not any(path.is_dir() for path in (target / "adapter", adapters_of(run, folder)[DOSES_OF[run.model][0]])):
         settings = replace(settings_of(run), steps=DOSES_OF[run.model][0] // BATCH, checkpoints=())
