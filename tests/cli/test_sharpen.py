@@ -11,6 +11,7 @@ from benchmarks import separation
 from personae.cli.commands.sharpen import DEFAULT_CASTS
 from personae.files.casts import load_casts
 from personae.files.diagnostics import load_diagnostics, load_texts
+from personae.instruments.sharpening import texts_of
 
 WORDS = ("bread", "trains", "cats", "paint", "verbs", "stars")
 FAST = ("--steps", 4, "--learning-rate", 0.01, "--rank", 4, "--device", "cpu")
@@ -55,6 +56,7 @@ def test_a_scorer_is_sharpened_and_used(
     done = sharpen("--out", "run", "--json")
     assert done.status == 0
     r = done.json
+    assert r["notes"] == []
     assert (r["command"], r["n_steps"], r["n_traits"], len(r["held_out"])) == ("sharpen", 4, 4, 2)
     assert r["n_texts"] == 4 * 6
     assert r["use"] == f"{model_folder}+run/adapter"
@@ -123,7 +125,11 @@ def test_the_shipped_casts_have_texts_for_every_trait() -> None:
     for trait in casts.traits:
         mine = [i for i in texts.items if i.trait == trait.id]
         assert len(mine) >= 6
-    # What the core cast is measured with is not taught.
+    # A trait left out is judged on more than one text a pole, and all paraphrases teach.
+    for of in texts_of(casts, texts).values():
+        assert of.n_unquoted(sorted(of.usable, key=lambda k: (-of.n_unquoted([k]), k))[:2]) >= 4
+        assert len(of.usable) == of.n_paraphrases
+    # By the test half fine-tunes are judged.
     test = {i.id for i in load_diagnostics("core").select(split="test").items}
     assert not test & {i.id for i in texts.items}
     # Behaviours that judge a sharpened scorer are not among those it learns from.

@@ -23,12 +23,13 @@ from personae.instruments.sharpening import (
     sharpen,
     split_traits,
     texts_of,
+    unmatched,
 )
 from personae.models.catalogue import resolve
 from personae.models.examples import Contrast, shared_length
 from personae.models.hf import HFModel
 from personae.models.hf_adapter import attach_lora
-from personae.models.hf_contrast import LIKELY, contrast_passes, contrast_ratios, log_likelihoods, mean_contrast
+from personae.models.hf_contrast import LIKELY, contrast_passes, contrast_ratios, log_likelihoods
 from personae.models.hf_load import load_unpacked
 from personae.models.load import load_model
 from personae.models.protocol import Scorable
@@ -144,11 +145,12 @@ def test_what_is_learnt_holds_for_traits_left_out(tiny_folders: dict[str, Path],
     first, second = items_of(WORDS[::2]), items_of(WORDS[1::2], pos="No {} for me, {}.", neg="I love {}, {}!")
     mixed = sharpened(model, tmp_path / "null", DiagnosticSet("mixed", first.items + second.items))
     assert mixed.after.auroc.mean() < 0.8
+    assert mixed.gain.low <= 0
     used = load_model(done.use, device="cpu")
     assert isinstance(used, HFModel)
     made = texts_under(used, word="tea")
     assert used.card.digest != load_model(str(model), device="cpu").card.digest
-    assert np.isfinite(mean_contrast(used.module, [made]))
+    assert np.isfinite(contrast_ratios(used.module, [made])[0].numpy()).all()
 
 
 def test_a_killed_sharpening_ends_with_the_same_bits(
@@ -209,6 +211,29 @@ def test_too_few_traits_with_texts_are_refused() -> None:
     cast = Cast("words", tuple(trait_of(w) for w in WORDS))
     with pytest.raises(InvalidSettings, match="only 3 traits"):
         texts_of(cast, items_of(WORDS[:3]))
+
+
+def test_what_an_instruction_quotes_is_not_used_under_it() -> None:
+    likes, hates = ("Bread? Yes, always bread.", "More bread for me."), ("Bread? No, never bread.", "No bread for me.")
+
+    def quoting(name: str, said: tuple[str, ...]) -> Persona:
+        return Persona(f"bread/{name}", (f"You say: {said[0]}", f"You say: {said[0]} {said[1]}", "You do."))
+
+    trait = Trait("bread", quoting("pos", likes), quoting("neg", hates))
+    items = [Diagnostic(f"b{k}", "bread", "statement", str(k), likes[k], hates[k]) for k in (0, 1)]
+    others = items_of(WORDS[1:5]).items
+    found = texts_of(Cast("x", (trait, *map(trait_of, WORDS[1:5]))), DiagnosticSet("x", (*items, *others)))["bread"]
+    assert found.usable == [0, 2]
+    assert [t for _, t, _ in found.unquoted([0], True)] == [likes[1]]
+    assert found.n_unquoted([0, 1]) == 0
+
+
+def test_what_does_not_go_together_is_told() -> None:
+    cast = Cast("words", tuple(trait_of(w) for w in WORDS[:6]))
+    items = DiagnosticSet("x", (*items_of(WORDS[:5]).items, *items_of(["fog"]).items))
+    notes = unmatched(cast, items, texts_of(cast, items))
+    assert [WORDS[5] in notes[0], "fog" in notes[1]] == [True, True]
+    assert unmatched(cast, items_of(WORDS[:6]), WORDS) == ()
 
 
 def test_a_text_scored_under_other_tokens_is_no_contrast(tiny_models: dict[str, HFModel]) -> None:

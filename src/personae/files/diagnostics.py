@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from personae.documents import first_problem
 from personae.domain.diagnostic import Diagnostic, DiagnosticSet
 from personae.errors import InputError, InvalidSettings, UnknownPersona
+from personae.files.casts import built_in_casts
 from personae.files.rows import Row, read_rows
 
 _HINT = "See docs/how-to/measure-a-model.md for the format of diagnostic items."
@@ -59,17 +60,18 @@ def texts_path(cast: str) -> Path:
 def load_texts(casts: Sequence[str]) -> tuple[DiagnosticSet, tuple[Path, ...]]:
     """What the poles of built-in casts say, to teach a scorer by, and the files it was read from.
 
-    A cast without a file of texts gives the dev half of its items, so that nothing is taught by what measures.
+    A cast without a file of texts gives the dev half of its items; the test half, by which fine-tunes are judged,
+    teaches nothing.
 
     Raises:
-        UnknownPersona: If a cast has neither.
+        UnknownPersona: If a cast has neither, or is not built in.
     """
     found: list[Diagnostic] = []
     paths: list[Path] = []
     for cast in casts:
         taught, measured = texts_path(cast), diagnostics_path(cast)
         path = taught if taught.is_file() else measured
-        if not path.is_file():
+        if cast not in built_in_casts() or not path.is_file():
             raise UnknownPersona(
                 f"the cast '{cast}' comes without texts.",
                 hint="Give them with --items FILE; docs/how-to/measure-a-model.md has the format.",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.episode import Episode, Turn
 from personae.domain.persona import Cast, Persona, Trait
-from personae.errors import InvalidSettings
+from personae.errors import InvalidSettings, NumericsError
 from personae.instruments.trainable import require_trainable
 from personae.models.examples import Contrast
 from personae.models.protocol import KnowsPhrases
@@ -90,7 +90,7 @@ class SharpeningSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Skill:
-    """How well a model's ratio tells the texts of traits left out.
+    """How well a model's ratio tells the texts of traits left out, in the dtype of the training.
 
     Attributes:
         traits: Traits left out.
@@ -118,6 +118,7 @@ class SharpeningRecord:
         gain: Of the AUROC, after less before.
         base_digest: Of the weights it was made for.
         settings: As used.
+        notes: What was left out.
     """
 
     model: str
@@ -136,6 +137,7 @@ class SharpeningRecord:
     gain: Estimate
     base_digest: str
     settings: dict[str, object]
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for `run.json`."""
@@ -224,7 +226,7 @@ def sharpen(
         loaded.card.name, str(done.result), f"{loaded.card.name}+{done.result}", len(trained),
         sum(len(known[t].texts) for t in trained), n_steps, sum(row[3] for row in done.progress.rows),
         sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth, done.progress.seconds, done.resumed_from,
-        before, after, gain, loaded.card.digest, resolved,
+        before, after, gain, loaded.card.digest, resolved, unmatched(cast, items, known),
     )  # fmt: skip
 
 
@@ -245,6 +247,15 @@ class TraitTexts:
         """Pairs of instructions."""
         return min(len(self.trait.pos.instructions), len(self.trait.neg.instructions))
 
+    @property
+    def usable(self) -> list[int]:
+        """Paraphrases that leave texts of either pole unquoted."""
+        return [k for k in range(self.n_paraphrases) if self.n_unquoted([k])]
+
+    def n_unquoted(self, paraphrases: Sequence[int]) -> int:
+        """Texts of the pole that has fewer which stand in none of these instructions."""
+        return min(len(self.unquoted(paraphrases, pole)) for pole in (True, False))
+
     def unquoted(self, paraphrases: Sequence[int], pole: bool) -> list[Text]:
         """Texts of a pole that stand in none of these instructions."""
         told = [p.instructions[k] for p in (self.trait.pos, self.trait.neg) for k in paraphrases]
@@ -252,7 +263,7 @@ class TraitTexts:
 
 
 def texts_of(cast: Cast, items: DiagnosticSet) -> dict[str, TraitTexts]:
-    """Texts by trait, for the traits of the cast that have some of both poles.
+    """Texts by trait, for the traits of the cast that have some of both poles which some instruction does not quote.
 
     Raises:
         InvalidSettings: If fewer than four have.
@@ -262,8 +273,9 @@ def texts_of(cast: Cast, items: DiagnosticSet) -> dict[str, TraitTexts]:
         mine = [i for i in items.items if i.trait == trait.id]
         texts = [(i.prompt, i.pos, True) for i in mine if i.pos.strip()]
         texts += [(i.prompt, i.neg, False) for i in mine if i.neg.strip()]
-        if len({is_pos for _, _, is_pos in texts}) == 2:
-            found[trait.id] = TraitTexts(trait, tuple(dict.fromkeys(texts)))
+        made = TraitTexts(trait, tuple(dict.fromkeys(texts)))
+        if made.usable:
+            found[trait.id] = made
     if len(found) < _LEAST_TRAITS:
         raise InvalidSettings(
             f"only {len(found)} traits of the cast '{cast.id}' have texts of both poles in '{items.name}'; a "
@@ -271,6 +283,20 @@ def texts_of(cast: Cast, items: DiagnosticSet) -> dict[str, TraitTexts]:
             hint="Give more traits, and items for them with --items FILE.",
         )
     return found
+
+
+def unmatched(cast: Cast, items: DiagnosticSet, known: Collection[str]) -> tuple[str, ...]:
+    """What of a cast and of its texts does not go together, in words."""
+    bare = [t.id for t in cast.traits if t.id not in known]
+    strange = [t for t in items.traits if t not in {x.id for x in cast.traits}]
+    notes = [f"{len(bare)} traits of the cast have no usable texts and teach nothing: {_few(bare)}."] if bare else []
+    if strange:
+        notes.append(f"Texts of {len(strange)} traits that the cast does not have were left out: {_few(strange)}.")
+    return tuple(notes)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def split_traits(traits: Sequence[str], settings: SharpeningSettings) -> tuple[list[str], list[str]]:
@@ -289,7 +315,8 @@ def plan_steps(
         rng = np.random.default_rng([settings.seed, 1, step])
         order = order or np.random.default_rng([settings.seed, 2, step]).permutation(len(traits)).tolist()
         chosen = traits[order.pop()]
-        paraphrase = int(rng.integers(chosen.n_paraphrases))
+        usable = chosen.usable
+        paraphrase = usable[int(rng.integers(len(usable)))]
         texts = [t for pole in (True, False) for t in _some(chosen, [paraphrase], pole, settings.texts, rng)]
         question = QUESTIONS[0 if rng.random() < _FIRST_SHARE else int(rng.integers(len(QUESTIONS)))]
         style = renderer.styles[int(rng.integers(len(renderer.styles)))]
@@ -298,13 +325,15 @@ def plan_steps(
 
 def _some(of: TraitTexts, paraphrases: Sequence[int], pole: bool, most: int, rng: np.random.Generator) -> list[Text]:
     """Texts of a pole that the instructions do not quote, or copying would do."""
-    mine = of.unquoted(paraphrases, pole) or [t for t in of.texts if t[2] == pole]
+    mine = of.unquoted(paraphrases, pole)
     return [mine[k] for k in rng.permutation(len(mine))[:most]]
 
 
 def held_out_contrasts(of: TraitTexts, renderer: Renderer) -> list[Contrast]:
-    """Some texts of a trait under its first and last paraphrase, as scored for; none that either quotes."""
-    judged = sorted({0, of.n_paraphrases - 1})
+    """Some texts of a trait under the two paraphrases that quote fewest of them; none that either quotes."""
+    judged = sorted(sorted(of.usable, key=lambda k: (-of.n_unquoted([k]), k))[:2])
+    if of.n_unquoted(judged) == 0:
+        judged = judged[:1]
     rng = np.random.default_rng(0)
     texts = [t for pole in (True, False) for t in _some(of, judged, pole, _JUDGED, rng)]
     return [contrast_of(of.trait, k, renderer.styles[0], texts, QUESTIONS[0], renderer) for k in judged]
@@ -326,12 +355,20 @@ def _frame(persona: Persona, paraphrase: int, style: str) -> Frame:
 
 
 def _skill(loaded: HFModel, contrasts: dict[str, list[Contrast]]) -> Skill:
-    from personae.models.hf_contrast import contrast_ratios
+    from personae.models.hf_contrast import MEMORY_HINT, contrast_ratios
+    from personae.models.hf_memory import memory_errors
 
     loaded.module.eval()
     aurocs, losses = [], []
     for items in contrasts.values():
-        ratio = np.mean([r.double().numpy() for r in contrast_ratios(loaded.module, items)], axis=0)
+        with memory_errors("the texts of a trait", hint=MEMORY_HINT):
+            found = contrast_ratios(loaded.module, items)
+        ratio = np.mean([r.double().numpy() for r in found], axis=0)
+        if not np.isfinite(ratio).all():
+            raise NumericsError(
+                f"{loaded.card.name} gives a text of '{items[0].group}' a ratio that is not a finite number.",
+                hint="Try --dtype float32, or a lower --learning-rate.",
+            )
         is_pos = np.array(items[0].is_pos)
         aurocs.append(auroc(ratio, is_pos))
         losses.append(float(np.logaddexp(0.0, np.where(is_pos, -ratio, ratio)).mean()))

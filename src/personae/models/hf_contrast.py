@@ -28,6 +28,7 @@ from personae.models.protocol import Scorable
 
 # Weight of staying likely, a nat a token: small, so that telling apart decides.
 LIKELY = 0.05
+MEMORY_HINT = "Lower --texts or --rank, shorten the texts, or sharpen a smaller model."
 
 
 def log_likelihoods(model: PreTrainedModel, items: Sequence[Scorable]) -> Tensor:
@@ -103,12 +104,3 @@ def contrast_ratios(model: PreTrainedModel, items: Sequence[Contrast]) -> list[T
 def _both(model: PreTrainedModel, item: Contrast) -> tuple[Tensor, Tensor, Tensor]:
     belongs = torch.tensor(item.is_pos, device=model.device)
     return log_likelihoods(model, item.pos), log_likelihoods(model, item.neg), belongs
-
-
-def mean_contrast(model: PreTrainedModel, items: Sequence[Contrast]) -> float:
-    """Mean of -log sigmoid(+-r) over all texts, nats; no gradients. log 2 = 0.693 knows nothing."""
-    losses = [
-        functional.softplus(torch.where(torch.tensor(item.is_pos), -ratio, ratio))
-        for item, ratio in zip(items, contrast_ratios(model, items), strict=True)
-    ]
-    return float(torch.cat(losses).mean())

@@ -32,7 +32,7 @@ from personae.models.catalogue import ADAPTER, FULL_MODEL
 from personae.models.examples import Contrast, Example, Pair
 from personae.models.hf import HFModel
 from personae.models.hf_adapter import attach_lora, write_adapter, write_folder
-from personae.models.hf_contrast import contrast_passes, mean_contrast
+from personae.models.hf_contrast import MEMORY_HINT, contrast_passes
 from personae.models.hf_kernel import pack_frozen
 from personae.models.hf_load import kernel_for
 from personae.models.hf_loss import dpo_passes, mean_loss, reference_log_likelihoods, sft_passes
@@ -147,7 +147,8 @@ def fine_tune(
         CorruptModel, InvalidSettings: See `KeptState.load`, `attach_lora`.
         OutOfMemory: If a batch does not fit.
     """
-    with _own_random_numbers(), memory_errors("a batch", hint=_MEMORY_HINT), warnings.catch_warnings():
+    hint = MEMORY_HINT if job.recipe.method == "contrast" else _MEMORY_HINT
+    with _own_random_numbers(), memory_errors("a batch", hint=hint), warnings.catch_warnings():
         # trl's own settings use names that transformers has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         return _FineTuning(loaded, job, folder, during, on_step).run()
@@ -307,9 +308,7 @@ class _FineTuning:
     def _held_out(self) -> float:
         self.model.eval()
         items = self.job.held_out
-        if self.recipe.method == "contrast":
-            loss = mean_contrast(self.base, cast(Sequence[Contrast], items))
-        elif self.reference is None:
+        if self.reference is None:
             loss = mean_loss(self.base, cast(Sequence[Example], items))
         else:
             reference = self.reference[:, len(self.job.items) :]

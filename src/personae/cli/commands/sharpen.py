@@ -19,13 +19,20 @@ from personae.domain.diagnostic import DiagnosticSet
 from personae.domain.persona import Cast
 from personae.files.casts import built_in_casts, load_casts
 from personae.files.diagnostics import load_diagnostics, load_texts
-from personae.instruments.sharpening import SharpeningRecord, SharpeningSettings, sharpen, texts_of
+from personae.instruments.sharpening import (
+    SHARPENING_VERSION,
+    SharpeningRecord,
+    SharpeningSettings,
+    sharpen,
+    texts_of,
+)
 from personae.instruments.trainable import require_trainable
 from personae.models.catalogue import DEFAULT_MODEL
 from personae.running.progress import training_progress
 from personae.running.run import provenance, write_json
 
 NAME = "sharpen"
+_FEW = 4  # fewer traits left out show nothing
 DEFAULT_CASTS = ("dispositions", "core")
 
 
@@ -111,7 +118,7 @@ def execute(settings: Settings) -> int:
     cast, items, paths = _material(settings)
     texts_of(cast, items)  # so does this, before a model is loaded
     made = provenance(paths, seed=settings.seed)
-    key = training_key(asdict(settings) | {"command": NAME}, made["inputs"])
+    key = training_key(asdict(settings) | {"command": NAME, "version": SHARPENING_VERSION}, made["inputs"])
     folder, kept = run_folder_for(key, settings.out, NAME)
     result = kept.get("result") if kept is not None else None
     if isinstance(result, dict):
@@ -170,6 +177,8 @@ def _tell(settings: Settings, result: Mapping[str, Any]) -> int:
         typer.echo(json.dumps(result, allow_nan=False))
     elif not settings.quiet:
         typer.echo("\n".join(_lines(result)))
+    for note in result["notes"]:
+        say(f"note: {note}", quiet=settings.quiet)
     return 0
 
 
@@ -185,8 +194,8 @@ def _lines(r: Mapping[str, Any]) -> Iterator[str]:
         f"left out      {len(r['held_out'])} traits: AUROC {r['auroc_before']:.3f} -> {r['auroc_after']:.3f}, "
         f"{gain:+.3f} (90% {low:+.3f} to {high:+.3f})"
     )
-    if low <= 0:
-        yield "              No gain is shown: do not use it before it is sharpened longer or on more traits."
+    if low <= 0 or len(r["held_out"]) < _FEW:
+        yield "              No gain is shown: leave out more traits, or sharpen longer, before you use it."
     yield f"adapter       {r['adapter']}"
     yield ""
     yield f"Use it to score, never as the model under study: personae screen DATA --model {shlex.quote(r['use'])}"
