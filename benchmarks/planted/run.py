@@ -53,7 +53,7 @@ def main() -> None:
     found = plants(cast, evidence, reference, planted, ordinary)
     passed = [r["trait"] for r in found if r["auroc"] >= 0.9 and r["rank"] == 1]
     body = {
-        "settings": vars(args),
+        "settings": vars(args) | {"model": args.label or args.model},  # a label tells no paths
         "seconds": round(time.time() - started),
         "passed": passed,
         "files_flagged": sum(bool(f["flags"]) for f in quiet),

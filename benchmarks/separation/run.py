@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--label", help="what the result is filed under instead of the model's name")
     parser.add_argument("--reading", choices=READINGS, default="both", help="direction in which evidence is read")
     args = parser.parse_args()
-    bench = open_model(args.model)
+    bench, label = open_model(args.model), args.label or args.model  # a label tells no paths
     rows = []
     started = time.time()
     for trait in behaviours()[args.first : args.last]:
@@ -60,16 +60,14 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     means = {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0] if k != "behaviour"}
     body = {
-        "model": bench.model.card.to_dict(),
-        "settings": vars(args) | {"data": args.data.name},
+        "model": bench.model.card.to_dict() | {"name": label},
+        "settings": vars(args) | {"data": args.data.name, "model": label},
         "means": means,
         "n_behaviours": len(rows),
         "seconds": round(time.time() - started),
         "rows": rows,
     }
-    name = f"separation-{args.label or args.model}-{args.first}-{args.last}" + (
-        "" if args.reading == "both" else f"-{args.reading}"
-    )
+    name = f"separation-{label}-{args.first}-{args.last}" + ("" if args.reading == "both" else f"-{args.reading}")
     print(json.dumps(means), write_result(name, body))
 
 
