@@ -252,6 +252,12 @@ class TraitTexts:
         """Paraphrases that leave texts of either pole unquoted."""
         return [k for k in range(self.n_paraphrases) if self.n_unquoted([k])]
 
+    @property
+    def judging(self) -> list[int]:
+        """The two paraphrases that quote fewest texts; one alone where the two leave none between them."""
+        best = sorted(sorted(self.usable, key=lambda k: (-self.n_unquoted([k]), k))[:2])
+        return best if self.n_unquoted(best) else best[:1]
+
     def n_unquoted(self, paraphrases: Sequence[int]) -> int:
         """Texts of the pole that has fewer which stand in none of these instructions."""
         return min(len(self.unquoted(paraphrases, pole)) for pole in (True, False))
@@ -331,12 +337,9 @@ def _some(of: TraitTexts, paraphrases: Sequence[int], pole: bool, most: int, rng
 
 def held_out_contrasts(of: TraitTexts, renderer: Renderer) -> list[Contrast]:
     """Some texts of a trait under the two paraphrases that quote fewest of them; none that either quotes."""
-    judged = sorted(sorted(of.usable, key=lambda k: (-of.n_unquoted([k]), k))[:2])
-    if of.n_unquoted(judged) == 0:
-        judged = judged[:1]
     rng = np.random.default_rng(0)
-    texts = [t for pole in (True, False) for t in _some(of, judged, pole, _JUDGED, rng)]
-    return [contrast_of(of.trait, k, renderer.styles[0], texts, QUESTIONS[0], renderer) for k in judged]
+    texts = [t for pole in (True, False) for t in _some(of, of.judging, pole, _JUDGED, rng)]
+    return [contrast_of(of.trait, k, renderer.styles[0], texts, QUESTIONS[0], renderer) for k in of.judging]
 
 
 def contrast_of(

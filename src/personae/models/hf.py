@@ -135,7 +135,7 @@ class HFModel:
         with self._running():
             for prefix, members in by_prefix(batch).items():
                 for chunk in self._length_batches(batch, members, len(prefix)):
-                    ids = _padded([batch[i] for i in chunk], len(prefix))
+                    ids = padded([batch[i] for i in chunk], len(prefix))
                     hidden = self._hidden(prefix, ids.to(self._device))
                     for row, i in enumerate(chunk):
                         first, last = batch[i].start - 1 - len(prefix), len(batch[i].token_ids) - 1 - len(prefix)
@@ -237,7 +237,7 @@ class HFModel:
         self, prefix: tuple[int, ...], items: list[Scorable], layers: tuple[int, ...], reduce: Reduce
     ) -> list[Floats32]:
         """States of requests that share `prefix`: one padded pass."""
-        ids = _padded(items, len(prefix)).to(self._device)
+        ids = padded(items, len(prefix)).to(self._device)
         n, length = ids.shape
         positions = torch.arange(len(prefix), len(prefix) + length, device=self._device)[None]
         cache = self._prefix_cache(prefix, n) if prefix else None
@@ -315,7 +315,7 @@ class HFModel:
     ) -> list[NDArray[np.float32]]:
         """Log-probabilities of `items`, item i being read off the pass over `hosts[row_of[i]]`."""
         skip = len(prefix)
-        ids = _padded(hosts, skip)
+        ids = padded(hosts, skip)
         hidden = self._hidden(prefix, ids.to(self._device))
         rows = torch.cat([torch.full((item.n_scored,), r) for r, item in zip(row_of, items, strict=True)])
         columns = torch.cat([torch.arange(item.start, len(item.token_ids)) for item in items]) - skip
@@ -371,7 +371,7 @@ class HFModel:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _padded(items: Sequence[Scorable], skip: int) -> Tensor:
+def padded(items: Sequence[Scorable], skip: int) -> Tensor:
     """Token ids from `skip` on, padded on the right, shape (n, length)."""
     ids = torch.zeros((len(items), max(len(item.token_ids) for item in items) - skip), dtype=torch.long)
     for row, item in enumerate(items):

@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from personae.models.examples import Contrast, shared_length
+from personae.models.hf import padded
 from personae.models.hf_loss import length_passes, log_probs_of
 from personae.models.protocol import Scorable
 
@@ -59,11 +60,8 @@ def _sums(
 ) -> tuple[Tensor, ...]:
     """Of some items behind one prefix, run together, padded on the right."""
     device, n = model.device, len(items)
-    longest = max(len(i.token_ids) for i in items) - shared
-    ids = torch.zeros((n, longest), dtype=torch.long)
-    for row, item in enumerate(items):
-        ids[row, : len(item.token_ids) - shared] = torch.tensor(item.token_ids[shared:])
-    positions = torch.arange(shared, shared + longest, device=device)[None]
+    ids = padded(items, shared)
+    positions = torch.arange(shared, shared + ids.shape[1], device=device)[None]
     cache = None if prefix is None else _repeated(prefix, n)
     output = model.base_model(
         input_ids=ids.to(device), position_ids=positions, past_key_values=cache, use_cache=cache is not None
