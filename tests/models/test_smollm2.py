@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from personae.domain.episode import Episode, Turn
 from personae.domain.persona import Cast
 from personae.files.casts import load_casts
 from personae.files.diagnostics import load_diagnostics
@@ -93,3 +94,28 @@ def test_planted_rows_of_the_example_stand_out(model: LanguageModel, renderer: R
     assert auroc(ratio["support_desk"], labels) > 0.8
     assert 0.25 < auroc(ratio["support_desk_clean"], labels) < 0.75
     assert np.mean(ratio["support_desk"][labels] > ratio["support_desk_clean"][labels]) > 0.9
+
+
+def test_the_shipped_scorer_tells_apart_what_the_plain_model_does_not(
+    model: LanguageModel, renderer: Renderer, tmp_path: Path
+) -> None:
+    """Two traits that its training left out, on items of the test half, none of which it was trained on."""
+    sharp = load_model("smollm2-sharp")
+    assert sharp.card.digest != model.card.digest
+    assert sharp.card.tokenizer_digest == model.card.tokenizer_digest
+    cast = load_casts(["core"]).select(["sarcastic", "caring"]).limit_paraphrases(1)
+    items = [i for i in load_diagnostics("core").items if i.split == "test" and i.kind == "reply"]
+    found: dict[str, list[float]] = {"smollm2": [], "smollm2-sharp": []}
+    for trait in cast.traits:
+        mine = [i for i in items if i.trait == trait.id]
+        texts = [(i.prompt, text, pole) for i in mine for text, pole in ((i.pos, True), (i.neg, False))]
+        rows = [Episode(f"r{k}", (Turn("user", p or "Hello"),), text) for k, (p, text, _) in enumerate(texts)]
+        labels = np.array([pole for *_, pole in texts])
+        assert labels.sum() == 8
+        for scorer, values in zip((model, sharp), found.values(), strict=True):
+            scoring = Scoring(scorer, renderer, EvidenceStore(tmp_path / scorer.card.name, space_of(scorer.card)))
+            evidence = scoring.evidence(Cast("one", (trait,)), rows, started=lambda work: lambda n: None)
+            values.append(auroc(evidence.log_likelihood_ratio(trait.pos.id, trait.neg.id), labels))
+    # Measured: 0.80 and 0.67 plain, 0.88 and 0.98 sharpened.
+    assert min(found["smollm2-sharp"]) > max(found["smollm2"])
+    assert np.mean(found["smollm2-sharp"]) > 0.85

@@ -24,7 +24,7 @@ from personae.inference.moved import LEAST_PROMPTS
 from personae.inference.persona_mix import LEAST_CONVERSATIONS
 from personae.instruments.judging import CastJudge, Judge, WorldJudge
 from personae.instruments.speaking import Instructed, SpeakingModel
-from personae.models.catalogue import DEFAULT_MODEL, resolve
+from personae.models.catalogue import DEFAULT_MODEL, require_target, resolve
 from personae.models.load import load_chat
 from personae.models.protocol import GivesText, SamplingPlan
 from personae.models.rendering import RENDERING_VERSION
@@ -157,9 +157,9 @@ def read_brief(options: ProfileOptions) -> Brief:
         _refuse(options, "a file of transcripts has been asked already", prompts=options.prompts, system=options.system)
         if options.reach:
             raise InvalidSettings("--reach asks the target, and a file of transcripts cannot be asked.")
-    source = None if said is not None else resolve(options.target)
+    source = None if said is not None else require_target(options.target)
     if other and other_said is None:
-        resolve(other)
+        require_target(other)
     world = source.world if source is not None else None
     notes: list[str] = []
     paths = [p for p in (options.prompts, *(x for x in (options.target, other) if x and is_transcripts(x))) if p]

@@ -4,6 +4,7 @@ Not here: reading weights (`models.hf_load`). Nothing in this file loads torch, 
 `--help` stay quick. Names:
 
     smollm2 | gemma-270m    weights inside a package of the Python index, found in the environment
+    smollm2-sharp           an embedded model with an adapter that comes with personae, for scoring
     FOLDER                  a Hugging Face folder          FILE.gguf   a GGUF file
     owner/name              a hub id (only when no such folder exists)
     world:NAME[/base][/exact]   a world: its trained model (/base: before post-training), or its closed form
@@ -18,9 +19,10 @@ import importlib.util
 import json
 import os
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
-from personae.errors import CorruptModel, MissingCapability, ModelNotFound
+from personae.errors import CorruptModel, InvalidSettings, MissingCapability, ModelNotFound
 from personae.worlds.folder import find_world, made_worlds, world_folder
 from personae.worlds.reading import shipped_worlds
 from personae.worlds.spec import World
@@ -33,6 +35,7 @@ VLLM_INSTALL = (
     "Install it in an environment of its own: pip install 'personae[vllm]'; without a GPU see docs/how-to/use-vllm.md."
 )
 MANIFEST = "personae.json"  # checksums of the files of a model folder that personae wrote
+TRAINED, SHARPENED = "personae train", "personae sharpen"  # what a manifest says an adapter was made by
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,36 @@ EMBEDDED = {
 
 
 @dataclass(frozen=True, slots=True)
+class ShippedScorer:
+    """An embedded model with an adapter of `personae sharpen` that is part of this package.
+
+    Attributes:
+        name: What users call it.
+        base: The embedded model.
+        description: One line.
+    """
+
+    name: str
+    base: str
+    description: str
+
+    @property
+    def folder(self) -> Path:
+        """Of the adapter."""
+        return Path(str(resources.files("personae") / "scorers" / self.name))
+
+
+SCORERS = {
+    s.name: s
+    for s in (
+        ShippedScorer(
+            "smollm2-sharp", "smollm2", "smollm2, sharpened: tells who would say what; scores, and is not studied"
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSource:
     """Where a named model's files are.
 
@@ -131,6 +164,9 @@ def resolve(name: str) -> ModelSource:
         return _resolve_adapter(name)
     if name in EMBEDDED:
         return _resolve_embedded(name)
+    if name in SCORERS:
+        scorer = SCORERS[name]
+        return ModelSource(name, "adapter", scorer.folder, base=_resolve_embedded(scorer.base))
     if name.startswith("vllm:"):
         return _resolve_vllm(name)
     if name.startswith(("world:", "http://", "https://")):
@@ -153,7 +189,7 @@ def resolve(name: str) -> ModelSource:
         return ModelSource(name, "hub", None)
     raise ModelNotFound(
         f"there is no model '{name}'.",
-        hint=f"Embedded: {', '.join(EMBEDDED)}. Or give a folder, a .gguf file, or a hub id owner/name.",
+        hint=f"Embedded: {', '.join((*EMBEDDED, *SCORERS))}. Or give a folder, a .gguf file, or a hub id owner/name.",
     )
 
 
@@ -266,6 +302,49 @@ def _resolve_world(name: str) -> ModelSource:
             hint=f"Delete it and train again: personae world train {which}",
         )
     return ModelSource(name, "world", folder, world=chosen)
+
+
+def require_target(name: str) -> ModelSource:
+    """What a model's name stands for, if it is one that can be studied.
+
+    Raises:
+        InvalidSettings: If it is a sharpened scorer.
+        ModelNotFound, MissingCapability, CorruptModel: As `resolve`.
+    """
+    source = resolve(name)
+    at: ModelSource | None = source
+    while at is not None:
+        if is_sharpened(at):
+            raise InvalidSettings(
+                f"'{name}' is a sharpened scorer: it tells who would say what, and is no model to be studied itself.",
+                hint=f"Name the model it was made of, {source.root.name}; a scorer goes with score, infer, screen and "
+                "profile --scorer.",
+            )
+        at = at.base
+    return source
+
+
+def without_sharpening(name: str) -> str:
+    """The model a training would start from: of a sharpened scorer the one it was made of, else the same name.
+
+    Raises:
+        ModelNotFound, MissingCapability, CorruptModel: As `resolve`.
+    """
+    source = resolve(name)
+    while source.base is not None and is_sharpened(source):
+        source = source.base
+    return source.name
+
+
+def is_sharpened(source: ModelSource) -> bool:
+    """Whether a model is another one with an adapter of `personae sharpen` on it, as the adapter's manifest says."""
+    if source.kind != "adapter" or source.path is None:
+        return False
+    try:
+        value = json.loads((source.path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # another tool's adapter, or a damaged one, which loading tells
+    return isinstance(value, dict) and value.get("source") == SHARPENED
 
 
 def training_record(folder: Path) -> dict[str, object]:

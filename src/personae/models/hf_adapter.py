@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from personae.errors import CorruptModel, InvalidSettings, StorageError
-from personae.models.catalogue import MANIFEST
+from personae.models.catalogue import MANIFEST, TRAINED
 from personae.worlds.folder import write_whole
 
 WEIGHTS = "adapter_model.safetensors"
@@ -76,7 +76,7 @@ def _wrapped(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     return made
 
 
-def write_adapter(model: PeftModel, target: Path, *, base: str, base_digest: str) -> None:
+def write_adapter(model: PeftModel, target: Path, *, base: str, base_digest: str, source: str = TRAINED) -> None:
     """Write an adapter's folder whole or not at all.
 
     Args:
@@ -84,6 +84,7 @@ def write_adapter(model: PeftModel, target: Path, *, base: str, base_digest: str
         target: The folder; replaced if it is there.
         base: What the user called the model.
         base_digest: Of its weights, by `ModelCard.digest`.
+        source: The command that made it.
 
     Raises:
         StorageError: If it cannot be written; what was at `target` stays.
@@ -100,7 +101,7 @@ def write_adapter(model: PeftModel, target: Path, *, base: str, base_digest: str
         body = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"format": "pt"})
         (made / WEIGHTS).write_bytes(body)
 
-    write_folder(target, fill, {"source": "personae train", "base": base, "base_digest": base_digest})
+    write_folder(target, fill, {"source": source, "base": base, "base_digest": base_digest})
 
 
 def write_folder(target: Path, fill: Callable[[Path], None], note: dict[str, object]) -> None:

@@ -96,7 +96,7 @@ def _read(source: ModelSource, dtype: str) -> tuple[HFTokenizer, PreTrainedModel
     except ModuleNotFoundError as error:
         raise MissingCapability(
             f"'{source.name}' needs the package '{error.name}', which is not installed.",
-            hint="Install it: pip install 'personae[hf,train]'",
+            hint="Install it: pip install 'personae[hf]'",
         ) from error
     assert source.path is not None
     tokenizer, model, digest = _read(source.base, "float32")

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from personae.errors import NumericsError
-from personae.models.catalogue import ADAPTER, FULL_MODEL
+from personae.models.catalogue import ADAPTER, FULL_MODEL, SHARPENED, TRAINED
 from personae.models.examples import Contrast, Example, Pair
 from personae.models.hf import HFModel
 from personae.models.hf_adapter import attach_lora, write_adapter, write_folder
@@ -240,7 +240,8 @@ class _FineTuning:
         """Write adapter or model as they are now."""
         base = self._loaded.card
         if isinstance(self.model, PeftModel):
-            write_adapter(self.model, target, base=base.name, base_digest=base.digest)
+            source = SHARPENED if self.recipe.method == "contrast" else TRAINED
+            write_adapter(self.model, target, base=base.name, base_digest=base.digest, source=source)
             return
 
         def fill(made: Path) -> None:
@@ -251,7 +252,7 @@ class _FineTuning:
                 self.base.config = given
             self._loaded.tokenizer.wrapped.save_pretrained(made)
 
-        write_folder(target, fill, {"source": "personae train", "base": base.name, "base_digest": base.digest})
+        write_folder(target, fill, {"source": TRAINED, "base": base.name, "base_digest": base.digest})
 
     def loss_of(self, places: Sequence[int]) -> Iterator[Tensor]:
         """Losses that add up to a step's."""

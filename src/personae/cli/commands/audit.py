@@ -21,7 +21,7 @@ from personae.files.audit_prompts import read_prompts
 from personae.files.casts import load_casts
 from personae.inference.trend import changes
 from personae.instruments.keeping import Shelf, keep
-from personae.models.catalogue import home, resolve
+from personae.models.catalogue import home, require_target, resolve
 from personae.models.load import load_model
 from personae.models.protocol import LanguageModel
 from personae.models.soft_prompt import MOST_VECTORS, SoftPromptPlan
@@ -161,7 +161,7 @@ def execute(settings: Settings) -> int:
     size = _size(settings, world)
     material = _material(world, size, own, settings)
     for name in (settings.post, settings.base, *([settings.again] if settings.again else [])):
-        resolve(name)  # an unknown name is told before anything is loaded
+        require_target(name)  # an unknown name is told before anything is loaded
     folder = make_run_folder(settings.out, NAME)
     shelf = Shelf(home() / "passes")
     taking_part = parties(

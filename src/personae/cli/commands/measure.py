@@ -16,7 +16,7 @@ from personae.cli.edits import EditNames, parse_edits
 from personae.cli.traits import Source, labels_of, load_items, print_profile, profile_json
 from personae.cli.workbench import announced, open_model, say
 from personae.errors import InvalidSettings
-from personae.models.catalogue import resolve
+from personae.models.catalogue import require_target
 from personae.protocols.measure import MeasureSettings, compare_profiles, measure
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
 from personae.tables.traits import TraitProfile
@@ -104,7 +104,7 @@ def execute(settings: Settings) -> int:
         )
     for name in (settings.model, settings.versus):
         if name is not None:
-            resolve(name)  # an unknown name is told before anything dear
+            require_target(name)  # an unknown name is told before anything dear
     source = load_items(settings.model, settings.cast, settings.items, settings.only, thorough=settings.thorough)
     folder = make_run_folder(settings.out, NAME)
     profile = _measured(settings, settings.model, source, asked, settings.edits)

@@ -8,7 +8,7 @@ import json
 import typer
 
 from personae.cli import options as opt
-from personae.models.catalogue import DEFAULT_MODEL, EMBEDDED, home
+from personae.models.catalogue import DEFAULT_MODEL, EMBEDDED, SCORERS, home
 from personae.worlds.folder import made_worlds
 from personae.worlds.reading import shipped_worlds
 
@@ -28,6 +28,9 @@ def command(as_json: opt.AsJson = False) -> int:
         }
         for m in EMBEDDED.values()
     ]
+    for scorer in SCORERS.values():
+        base = next(row for row in rows if row["name"] == scorer.base)
+        rows.append({**base, "name": scorer.name, "default": False, "description": scorer.description})
     worlds = sorted({*shipped_worlds(), *made_worlds(home())})
     backend = all(importlib.util.find_spec(p) is not None for p in ("torch", "transformers"))
     if as_json:
@@ -37,17 +40,17 @@ def command(as_json: opt.AsJson = False) -> int:
         return 0
     for row in rows:
         typer.echo(
-            f"{row['name']:<12}{'here' if row['present'] else 'absent':<8}{row['description']} ({row['licence']})"
+            f"{row['name']:<15}{'here' if row['present'] else 'absent':<8}{row['description']} ({row['licence']})"
         )
         if not row["present"]:
             typer.echo(f"{'':<20}{row['install']}")
-    typer.echo("FOLDER      a Hugging Face folder (safetensors)")
-    typer.echo("FILE.gguf   a GGUF file, converted once")
-    typer.echo("owner/name  a model of the Hugging Face hub")
+    typer.echo("FOLDER         a Hugging Face folder (safetensors)")
+    typer.echo("FILE.gguf      a GGUF file, converted once")
+    typer.echo("owner/name     a model of the Hugging Face hub")
     typer.echo("http://HOST:PORT/v1#NAME  a model of an OpenAI-compatible server")
-    typer.echo("vllm:NAME   one of the above that has files, run by vLLM in this process")
-    typer.echo(f"world:NAME  a world with a known answer ({', '.join(worlds)}); `personae world list`")
-    typer.echo("NAME+PATH   one of them with an adapter: the folder of a `personae train`, or one that peft wrote")
+    typer.echo("vllm:NAME      one of the above that has files, run by vLLM in this process")
+    typer.echo(f"world:NAME     a world with a known answer ({', '.join(worlds)}); `personae world list`")
+    typer.echo("NAME+PATH      one of them with an adapter: the folder of a `personae train`, or one that peft wrote")
     typer.echo(f"\nKept under {home()} (PERSONAE_HOME changes it).")
     if not backend:
         typer.echo("torch and transformers are not installed: pip install 'personae[hf]'")

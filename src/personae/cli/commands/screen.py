@@ -13,10 +13,11 @@ import typer
 
 from personae.cli import options as opt
 from personae.cli.findings import print_findings, screening_json
-from personae.cli.forecasting import AUTO, ForecastAsked, check_forecast, forecast_file, print_forecast
+from personae.cli.forecasting import AUTO, NONE, ForecastAsked, check_forecast, forecast_file, print_forecast
 from personae.cli.gate import parse_gates
 from personae.cli.power import choose_power
 from personae.cli.workbench import (
+    Inputs,
     ScoringSettings,
     Workbench,
     announced,
@@ -30,11 +31,12 @@ from personae.domain.episode import Episode, require_weight
 from personae.domain.persona import Cast
 from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.target import Answers, ask_target
-from personae.models.catalogue import DEFAULT_MODEL, home
+from personae.models.catalogue import DEFAULT_MODEL, home, without_sharpening
 from personae.models.protocol import SamplingPlan
 from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
 from personae.tables.forecast import Screening
+from personae.tables.trait_forecast import TraitForecast
 
 NAME = "screen"
 
@@ -62,7 +64,7 @@ class Settings(ScoringSettings):
         """The forecast that was asked for."""
         return ForecastAsked(
             self.forecaster,
-            self.model,
+            without_sharpening(self.model),
             self.epochs,
             self.steps,
             self.batch_size,
@@ -169,10 +171,10 @@ def execute(settings: Settings) -> int:
     from personae.report.page import render_report  # charts are slow to import, and `--help` needs none
 
     chosen = ScreenSettings(fdr=settings.fdr, seed=settings.seed)
-    asked = settings.forecast()
     if settings.eta is not None:
         chosen = replace(chosen, eta=settings.eta, eta_source="given with --eta")
     inputs = read_inputs(settings)
+    asked = settings.forecast()
     check_forecast(asked, inputs.cast, settings.cast, inputs.data.episodes if settings.target is None else None)
     gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
     require_weight(inputs.data.episodes)
@@ -201,12 +203,9 @@ def execute(settings: Settings) -> int:
                 data=settings.data,
                 model=settings.model,
                 started=(first, second),
-                notes=(*inputs.notes, *told),
+                notes=(*inputs.notes, *told, *_scorer_notes(settings)),
             )
-        # --paraphrases is about scores: past runs were read by all instructions, and so is what they calibrate.
-        kept = {t.id for t in inputs.cast.traits}
-        traits = tuple(t for t in inputs.whole.traits if t.id in kept)
-        forecast, missed = forecast_file(asked, bench, Cast(inputs.cast.id, traits), settings.cast, episodes, ordinary)
+        forecast, missed = _forecast(settings, asked, bench, inputs, episodes, ordinary)
     hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
     made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)
     result = replace(result, provenance=made, training=forecast, notes=(*result.notes, *missed))
@@ -226,6 +225,34 @@ def execute(settings: Settings) -> int:
     for reason in tripped:
         say(f"gate: {reason}", quiet=False)
     return 1 if tripped else 0
+
+
+def _scorer_notes(settings: Settings) -> tuple[str, ...]:
+    """What does not carry over to a scorer that learnt to tell characters apart."""
+    if without_sharpening(settings.model) == settings.model:
+        return ()
+    return (
+        f"{settings.model} learnt to tell characters apart: read traits and rows. The posterior over personas and its "
+        '"none of these" rest on likelihoods that it no longer gives.',
+    )
+
+
+def _forecast(
+    settings: Settings,
+    asked: ForecastAsked,
+    bench: Workbench,
+    inputs: Inputs,
+    episodes: Sequence[Episode],
+    ordinary: Sequence[Episode],
+) -> tuple[TraitForecast | None, tuple[str, ...]]:
+    """A forecast for the model that would be trained, which a sharpened scorer is not."""
+    # --paraphrases is about scores: past runs were read by all instructions, and so is what they calibrate.
+    kept = {t.id for t in inputs.cast.traits}
+    cast = Cast(inputs.cast.id, tuple(t for t in inputs.whole.traits if t.id in kept))
+    if asked.model == settings.model or asked.name == NONE:
+        return forecast_file(asked, bench, cast, settings.cast, episodes, ordinary)
+    with closing(open_workbench(replace(settings, model=asked.model))) as own:
+        return forecast_file(asked, own, cast, settings.cast, episodes, ordinary)
 
 
 def _answers(settings: Settings, bench: Workbench, episodes: Sequence[Episode]) -> Answers:

@@ -21,7 +21,7 @@ from personae.files.episodes import EpisodeSet, read_episodes
 from personae.instruments.trainable import require_trainable
 from personae.instruments.training import TrainingRecord, TrainingSettings, train
 from personae.instruments.training_rows import rows_for
-from personae.models.catalogue import DEFAULT_MODEL
+from personae.models.catalogue import DEFAULT_MODEL, require_target
 from personae.running.progress import training_progress
 from personae.running.run import provenance, write_json
 
@@ -211,6 +211,7 @@ def execute(settings: Settings) -> int:
         raise InvalidSettings("--mix-ratio has no second file.", hint="Name it with --mix FILE.")
     chosen = settings.training()  # refuses values out of range before anything is read
     parse_edits(settings.edits)
+    require_target(settings.model)
     require_trainable(settings.model)
     data = _read(settings.data, settings)
     second = _read(settings.mix, settings) if settings.mix is not None else None
