@@ -437,7 +437,7 @@ def test_casts(personae, cast_file: Path, tmp_path: Path) -> None:
 
 def test_models(personae, offline_home: Path) -> None:
     found = personae("models", "--json").json
-    assert [m["name"] for m in found["models"]] == ["smollm2", "gemma-270m"]
+    assert [m["name"] for m in found["models"]] == ["smollm2", "gemma-270m", "smollm2-sharp"]
     assert [m["name"] for m in found["models"] if m["default"]] == ["smollm2"]
     assert found["backend"] is True
     assert found["home"] == str(offline_home)

@@ -72,6 +72,36 @@ def test_a_scorer_is_sharpened_and_used(
     assert "not of a training" in judged.err
 
 
+def test_a_sharpened_scorer_is_never_the_model_under_study(
+    sharpen, personae, screen, data_file: Path, cast_file: Path, model_folder: Path, reference_file: Path
+) -> None:
+    use = sharpen("--out", "run", "--json").json["use"]
+    for call in (
+        ("measure", use),
+        ("measure", model_folder, "--versus", use),
+        ("profile", use),
+        ("profile", model_folder, "--versus", use),
+        ("audit", use, "--base", model_folder),
+        ("train", data_file, "--model", use),
+    ):
+        refused = personae(*call, "--out", "none")
+        assert refused.status == 2, call
+        assert "is a sharpened scorer" in refused.err
+        assert f"Name the model it was made of, {model_folder}" in refused.err.replace("\n", " ")
+        assert not Path("none").exists()
+    # It reads a file; what a training would do is asked of the model it was made of.
+    options = ("--cast", cast_file, "--reference", reference_file, "--forecaster", "llr", "--json")
+    read = personae("screen", data_file, "--model", use, *options)
+    assert read.status == 0, read.err
+    assert read.json["model"] == use
+    assert any("learnt to tell characters apart" in n for n in read.json["notes"])
+    plain = personae("screen", data_file, "--model", model_folder, *options)
+    assert not any("learnt to tell" in n for n in plain.json["notes"])
+    shifts = [[t["shift"] for t in r.json["forecast"]["traits"]] for r in (read, plain)]
+    assert shifts[0] == shifts[1]
+    assert [t["shift"] for t in read.json["traits"]] != [t["shift"] for t in plain.json["traits"]]
+
+
 def test_the_same_command_is_not_done_twice_and_rerun_repeats_it(sharpen, personae) -> None:
     first = sharpen("--out", "one")
     assert first.status == 0

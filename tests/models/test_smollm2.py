@@ -60,8 +60,17 @@ def test_further_pairs_of_replies_have_equal_tokens(model: LanguageModel) -> Non
     assert [i.id for i in further if len(encode(i.pos)) != len(encode(i.neg))] == []
 
 
-def test_shipped_reference_scores_are_what_the_model_says(model: LanguageModel, renderer: Renderer) -> None:
+@pytest.fixture(scope="module")
+def sharp(model: LanguageModel) -> LanguageModel:
+    return load_model("smollm2-sharp")
+
+
+@pytest.mark.parametrize("name", ["model", "sharp"])
+def test_shipped_reference_scores_are_what_the_model_says(
+    name: str, renderer: Renderer, request: pytest.FixtureRequest
+) -> None:
     """A sample of 24 pairs is computed again; other processors may differ within the tolerance of the dtype."""
+    model: LanguageModel = request.getfixturevalue(name)
     shipped = shipped_rows(space_of(model.card))
     assert shipped is not None
     frames = {f.digest: f for f in cast_frames(load_casts(["core"]), renderer)}
@@ -97,10 +106,9 @@ def test_planted_rows_of_the_example_stand_out(model: LanguageModel, renderer: R
 
 
 def test_the_shipped_scorer_tells_apart_what_the_plain_model_does_not(
-    model: LanguageModel, renderer: Renderer, tmp_path: Path
+    model: LanguageModel, sharp: LanguageModel, renderer: Renderer, tmp_path: Path
 ) -> None:
     """Two traits that its training left out, on items of the test half, none of which it was trained on."""
-    sharp = load_model("smollm2-sharp")
     assert sharp.card.digest != model.card.digest
     assert sharp.card.tokenizer_digest == model.card.tokenizer_digest
     cast = load_casts(["core"]).select(["sarcastic", "caring"]).limit_paraphrases(1)
