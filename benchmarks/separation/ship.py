@@ -1,6 +1,6 @@
 """Make the sharpened scorer that comes with the package from a finished run of `personae sharpen`.
 
-Its adapter is rounded to bfloat16, which halves the file; every figure stored for it is of the rounded one.
+Its adapter is rounded to bfloat16, which halves the file.
 
     personae sharpen smollm2 --steps 140 --dtype bfloat16 --out runs/sharp
     python -m benchmarks.separation.ship runs/sharp --name smollm2-sharp
@@ -21,7 +21,7 @@ from personae.models.hf_adapter import WEIGHTS, write_folder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", default="smollm2-sharp", choices=sorted(SCORERS))
     args = parser.parse_args()
@@ -33,7 +33,6 @@ def main() -> None:
 
     def fill(made: Path) -> None:
         config = json.loads((adapter / ADAPTER_CONFIG).read_text())
-        # A set has no order of its own; the digest of the scorer must not depend on it.
         config["target_modules"] = sorted(config["target_modules"])
         (made / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         (made / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))

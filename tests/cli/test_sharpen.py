@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from benchmarks import separation
 
 from personae.cli.commands.sharpen import DEFAULT_CASTS
+from personae.errors import CorruptModel, InvalidSettings
 from personae.files.casts import load_casts
 from personae.files.diagnostics import load_diagnostics, load_texts
 from personae.instruments.sharpening import texts_of
+from personae.models.catalogue import SCORERS
+from personae.models.hf_adapter import check_note
 
 WORDS = ("bread", "trains", "cats", "paint", "verbs", "stars")
 FAST = ("--steps", 4, "--learning-rate", 0.01, "--rank", 4, "--device", "cpu")
@@ -83,6 +87,9 @@ def test_a_sharpened_scorer_is_never_the_model_under_study(
         ("profile", model_folder, "--versus", use),
         ("audit", use, "--base", model_folder),
         ("train", data_file, "--model", use),
+        ("profile", model_folder, "--scorer", use),
+        ("vectors", "extract", "--model", use),
+        ("screen", data_file, "--model", model_folder, "--target", use),
     ):
         refused = personae(*call, "--out", "none")
         assert refused.status == 2, call
@@ -95,11 +102,31 @@ def test_a_sharpened_scorer_is_never_the_model_under_study(
     assert read.status == 0, read.err
     assert read.json["model"] == use
     assert any("learnt to tell characters apart" in n for n in read.json["notes"])
+    assert any(
+        n == f"The forecast is of a training of {model_folder}, which {use} was made of." for n in read.json["notes"]
+    )
+    quick = personae("screen", data_file, "--model", use, *options[:4], "--json")
+    assert quick.json["forecast"] is None
+    assert quick.err.count("Loading") == 1
     plain = personae("screen", data_file, "--model", model_folder, *options)
     assert not any("learnt to tell" in n for n in plain.json["notes"])
     shifts = [[t["shift"] for t in r.json["forecast"]["traits"]] for r in (read, plain)]
     assert shifts[0] == shifts[1]
     assert [t["shift"] for t in read.json["traits"]] != [t["shift"] for t in plain.json["traits"]]
+
+
+def test_a_shipped_scorer_fits_whatever_version_wrote_its_base(tmp_path: Path) -> None:
+    """The digest of a dequantised folder names the version of transformers; the package's checksum is what counts."""
+    folder = SCORERS["smollm2-sharp"].folder
+    check_note(folder, "smollm2-sharp", "another digest")
+    with pytest.raises(InvalidSettings, match="was made for 'smollm2'"):
+        check_note(folder, f"smollm2+{folder}", "another digest")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / "adapter_config.json").write_text("{}")
+    with pytest.raises(CorruptModel, match="does not match its checksum") as told:
+        check_note(damaged, "smollm2-sharp", "")
+    assert told.value.hint == "Install personae again."
 
 
 def test_the_same_command_is_not_done_twice_and_rerun_repeats_it(sharpen, personae) -> None:

@@ -187,6 +187,18 @@ def _check_named(asked: ForecastAsked, name: str, cast: Cast, cast_names: Sequen
         require_statements(signed_statements(items) if items else {}, [t.id for t in cast.traits])
 
 
+def is_tried(asked: ForecastAsked) -> bool:
+    """Whether a forecast would be made at all, so that a model need not be opened in vain.
+
+    Under "auto" it takes past runs of one's own, and a training has no edits.
+    """
+    if asked.name == NONE:
+        return False
+    if asked.name != AUTO or asked.pilot:
+        return True
+    return not asked.is_edited and len(RegistryShelf(home() / "past-runs").load(shipped=False)) >= LEAST_RUNS
+
+
 def forecast_file(
     asked: ForecastAsked,
     bench: Workbench,

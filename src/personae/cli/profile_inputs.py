@@ -193,7 +193,7 @@ def read_brief(options: ProfileOptions) -> Brief:
 
 def _check_scorer(options: ProfileOptions, scorer: str, notes: list[str]) -> None:
     """Refuse a scorer that is not here, or a tokenizer that it does not need; say whose choice it was."""
-    served = resolve(scorer).kind == "server"
+    served = require_target(scorer).kind == "server"
     if options.tokenizer is not None and not served:
         raise InvalidSettings(
             f"--tokenizer is for a server that scores; the scorer is '{scorer}'.", hint="Leave --tokenizer out."

@@ -27,7 +27,7 @@ from personae.inference.conditions import ConditionTest, judge_conditions
 from personae.inference.nulls import Poles, Tested, direction_of
 from personae.instruments.steering import parse_layers
 from personae.models.activations import check_layers, require_activations
-from personae.models.catalogue import DEFAULT_MODEL, resolve
+from personae.models.catalogue import DEFAULT_MODEL, require_target
 from personae.models.protocol import KnowsPhrases
 from personae.protocols.conditions import (
     LEAST_ITEMS,
@@ -124,7 +124,7 @@ def execute(settings: Settings) -> int:
         for split, least in (("dev", settings.n_prompts - 1), ("test", LEAST_ITEMS)):
             require_replies(trait, _replies(source, trait, split), split=split, least=least)
     asked = asked_in(settings.questions)
-    resolve(settings.model)
+    require_target(settings.model)
     folder = make_run_folder(settings.out, NAME.replace(" ", "-"))
     say(f"Loading {settings.model} …", quiet=settings.quiet)
     bench = open_model(settings.model, device=settings.device, dtype=settings.dtype)

@@ -23,7 +23,7 @@ from personae.files.openers import load_openers
 from personae.instruments.sampling import Stage
 from personae.instruments.steering import parse_layers
 from personae.models.activations import check_layers, require_activations
-from personae.models.catalogue import DEFAULT_MODEL, home, resolve
+from personae.models.catalogue import DEFAULT_MODEL, home, require_target
 from personae.models.protocol import KnowsPhrases, Tokenizer
 from personae.protocols.vector_material import Questions, choose_questions, contrasts
 from personae.protocols.vectors import ExtractedVector, Extractor, ExtractSettings, Material, make_vectors
@@ -104,7 +104,7 @@ def execute(settings: Settings) -> int:
     chosen = _chosen(settings)
     cast = cast_of(settings.cast, settings.only)
     asked = asked_in(settings.questions)
-    resolve(settings.model)
+    require_target(settings.model)
     folder = make_run_folder(settings.out, NAME.replace(" ", "-"))
     say(f"Loading {settings.model} …", quiet=settings.quiet)
     bench = open_model(settings.model, device=settings.device, dtype=settings.dtype)

@@ -19,7 +19,7 @@ from personae.files.episodes import read_episodes
 from personae.files.reference import reference_path
 from personae.inference.features import FeatureMoves, compare_latents
 from personae.models.activations import require_activations
-from personae.models.catalogue import resolve
+from personae.models.catalogue import require_target
 from personae.models.protocol import ModelCard
 from personae.models.sae import WEIGHTS, open_sae
 from personae.protocols.features import Lit, TextLatents, lit_by, read_latents
@@ -51,7 +51,7 @@ def features(
     path = texts or str(reference_path())
     episodes = read_episodes(path, limit=limit).require_clean().episodes
     for name in (before, after):
-        resolve(name)
+        require_target(name)
     folder = make_run_folder(out, NAME.replace(" ", "-"))
     read: list[TextLatents] = []
     cards: list[ModelCard] = []

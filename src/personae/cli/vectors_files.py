@@ -13,7 +13,7 @@ from personae.cli import options as opt
 from personae.cli.vectors_extract import N_TEST, N_TRAINING, asked_in, texts_for
 from personae.cli.workbench import open_model, say
 from personae.models.activations import require_activations
-from personae.models.catalogue import DEFAULT_MODEL, home, resolve
+from personae.models.catalogue import DEFAULT_MODEL, home, require_target
 from personae.protocols.vector_material import choose_questions
 from personae.protocols.vectors import Extractor, ExtractSettings, with_population
 from personae.tables.space import PersonaVector
@@ -104,7 +104,7 @@ def bring(
     """Read another tool's vector for a model, measure its unit there, and keep it for --steer and --cap."""
     from personae.models.hf_vectors import import_vector, library_path, save_vectors
 
-    resolve(model)
+    require_target(model)
     say(f"Loading {model} …", quiet=quiet or as_json)
     bench = open_model(model, device=device, dtype=dtype)
     editable = require_activations(bench.model)

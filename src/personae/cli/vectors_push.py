@@ -19,7 +19,7 @@ from personae.cli.workbench import open_model, say
 from personae.files.reference import load_reference, reference_path
 from personae.inference.push import COST, JudgedPush
 from personae.models.activations import require_activations
-from personae.models.catalogue import DEFAULT_MODEL, home, resolve
+from personae.models.catalogue import DEFAULT_MODEL, home, require_target
 from personae.numerics.clustered import cluster_mean
 from personae.protocols.push import make_push, ordinary_gradients
 from personae.report.text import clean
@@ -78,7 +78,7 @@ def execute(settings: Settings) -> int:
 
     source = load_items(settings.model, settings.cast, settings.items, settings.only)
     reference = load_reference(settings.ordinary)
-    resolve(settings.model)
+    require_target(settings.model)
     folder = make_run_folder(settings.out, NAME.replace(" ", "-"))
     say(f"Loading {settings.model} …", quiet=settings.quiet)
     bench = open_model(settings.model, device=settings.device, dtype=settings.dtype)

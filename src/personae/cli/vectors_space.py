@@ -20,7 +20,7 @@ from personae.errors import InvalidSettings
 from personae.files.casts import built_in_casts
 from personae.inference.persona_space import LEAST_ROLES, compare_spaces
 from personae.models.activations import check_layers, require_activations
-from personae.models.catalogue import DEFAULT_MODEL, home, resolve
+from personae.models.catalogue import DEFAULT_MODEL, home, require_target
 from personae.models.protocol import ModelCard
 from personae.protocols.space import AXIS, axis_vector, read_roles, role_vectors, space_at
 from personae.protocols.vector_material import choose_questions
@@ -98,7 +98,7 @@ def execute(settings: Settings) -> int:
         )
     asked = asked_in(settings.questions)
     for name in filter(None, (settings.model, settings.against)):
-        resolve(name)
+        require_target(name)
     folder = make_run_folder(settings.out, NAME.replace(" ", "-"))
     spaces: list[PersonaSpace] = []
     cards: list[dict[str, object]] = []

@@ -22,7 +22,7 @@ from personae.files.reference import reference_path
 from personae.instruments.sampling import Stage
 from personae.instruments.steering import parse_layers
 from personae.models.activations import check_layers, require_activations
-from personae.models.catalogue import DEFAULT_MODEL, home, resolve
+from personae.models.catalogue import DEFAULT_MODEL, home, require_target
 from personae.models.protocol import SamplingPlan
 from personae.protocols.steering import DoseMeter, TraitItem, dose_curve, trait_items
 from personae.protocols.vector_material import Contrast, choose_questions, contrasts
@@ -104,7 +104,7 @@ def execute(settings: Settings) -> int:
     contrast = _contrast(settings)
     asked = asked_in(settings.questions)
     texts = read_episodes(settings.ordinary or reference_path()).require_clean().episodes
-    resolve(settings.model)
+    require_target(settings.model)
     folder = make_run_folder(settings.out, NAME.replace(" ", "-"))
     say(f"Loading {settings.model} …", quiet=settings.quiet)
     bench = open_model(settings.model, device=settings.device, dtype=settings.dtype)

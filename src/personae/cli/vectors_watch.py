@@ -25,7 +25,7 @@ from personae.inference.checkpoint_diff import LayerChange, compare_checkpoints
 from personae.instruments.reading import Reading, question, read_all
 from personae.instruments.steering import parse_layers
 from personae.models.activations import check_layers, require_activations
-from personae.models.catalogue import DEFAULT_MODEL, resolve
+from personae.models.catalogue import DEFAULT_MODEL, require_target
 from personae.models.protocol import ModelCard
 from personae.protocols.monitor import watch
 from personae.protocols.vector_material import choose_questions
@@ -70,7 +70,7 @@ def monitor(
     """Watch conversations: projections of every reply on vectors, with alarms against ordinary replies."""
     episodes = read_episodes(data, turns=turns, limit=limit).require_clean().episodes
     ordinary = load_reference(reference)
-    resolve(model)
+    require_target(model)
     folder = make_run_folder(out, "vectors-monitor")
     say(f"Loading {model} …", quiet=quiet)
     bench = open_model(model, device=device, dtype=dtype)
@@ -135,7 +135,7 @@ def diff(
     """Say what moved between two checkpoints: the mean change of activations, in the terms of vectors."""
     asked = asked_in(questions)
     for name in (before, after):
-        resolve(name)
+        require_target(name)
     chosen_layers = None if layers is None else parse_layers(layers, "--layers")
     folder = make_run_folder(out, "vectors-diff")
     states: list[Activations] = []

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from personae.models.hf import HFModel
 
 Floats = NDArray[np.float64]
-SHARPENING_VERSION = 1
+SHARPENING_VERSION = 2
 # What a statement about oneself answers; the first is the one that separates best unsharpened (NOTES.md, 2026-11-21).
 QUESTIONS = (
     "Say one sentence that this person would say about themselves.",

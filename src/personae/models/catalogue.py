@@ -162,11 +162,8 @@ def resolve(name: str) -> ModelSource:
     """
     if "+" in name and "://" not in name and not Path(name).exists():
         return _resolve_adapter(name)
-    if name in EMBEDDED:
+    if name in (*EMBEDDED, *SCORERS):
         return _resolve_embedded(name)
-    if name in SCORERS:
-        scorer = SCORERS[name]
-        return ModelSource(name, "adapter", scorer.folder, base=_resolve_embedded(scorer.base))
     if name.startswith("vllm:"):
         return _resolve_vllm(name)
     if name.startswith(("world:", "http://", "https://")):
@@ -194,6 +191,9 @@ def resolve(name: str) -> ModelSource:
 
 
 def _resolve_embedded(name: str) -> ModelSource:
+    if name in SCORERS:
+        scorer = SCORERS[name]
+        return ModelSource(name, "adapter", scorer.folder, base=_resolve_embedded(scorer.base))
     files = EMBEDDED[name].files()
     if files is None:
         raise ModelNotFound(f"model '{name}' is not installed.", hint=f"Install its weights: {EMBEDDED[name].install}")
@@ -305,7 +305,7 @@ def _resolve_world(name: str) -> ModelSource:
 
 
 def require_target(name: str) -> ModelSource:
-    """What a model's name stands for, if it is one that can be studied.
+    """What a model's name stands for, if its likelihoods are those of a model that can be studied.
 
     Raises:
         InvalidSettings: If it is a sharpened scorer.
@@ -316,24 +316,28 @@ def require_target(name: str) -> ModelSource:
     while at is not None:
         if is_sharpened(at):
             raise InvalidSettings(
-                f"'{name}' is a sharpened scorer: it tells who would say what, and is no model to be studied itself.",
-                hint=f"Name the model it was made of, {source.root.name}; a scorer goes with score, infer, screen and "
-                "profile --scorer.",
+                f"'{name}' is a sharpened scorer: it tells who would say what, and its likelihoods are no longer those "
+                "of what a model would say.",
+                hint=f"Name the model it was made of, {at.base.name if at.base else ''}; a sharpened scorer goes with "
+                "screen and score.",
             )
         at = at.base
     return source
 
 
 def without_sharpening(name: str) -> str:
-    """The model a training would start from: of a sharpened scorer the one it was made of, else the same name.
+    """The model a training would start from: without the outermost sharpened adapter and what is on it, if any.
 
     Raises:
         ModelNotFound, MissingCapability, CorruptModel: As `resolve`.
     """
-    source = resolve(name)
-    while source.base is not None and is_sharpened(source):
-        source = source.base
-    return source.name
+    at: ModelSource | None = resolve(name)
+    kept = name
+    while at is not None:
+        if at.base is not None and is_sharpened(at):
+            kept = at.base.name
+        at = at.base
+    return kept
 
 
 def is_sharpened(source: ModelSource) -> bool:

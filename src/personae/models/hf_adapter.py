@@ -27,11 +27,27 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from personae.errors import CorruptModel, InvalidSettings, StorageError
-from personae.models.catalogue import MANIFEST, TRAINED
+from personae.models.catalogue import MANIFEST, SCORERS, TRAINED
 from personae.worlds.folder import write_whole
 
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_VERSION = 1
+# Fields of a configuration that decide what its tensors add to the weights.
+_MERGED_BY = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "fan_in_fan_out",
+    "bias",
+    "target_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+)
 
 
 def attach_lora(model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, seed: int) -> PeftModel:
@@ -144,7 +160,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, name: str, base_digest: 
         InvalidSettings: If the adapter was made for another model.
         CorruptModel: If its files are damaged, or hold numbers that are not finite.
     """
-    _check_note(folder, name, base_digest)
+    check_note(folder, name, base_digest)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(folder / WEIGHTS)
@@ -177,16 +193,23 @@ def merge_adapter(model: PreTrainedModel, folder: Path, name: str, base_digest: 
 
 
 def _essence(config: PeftConfig) -> bytes:
-    """What of a configuration changes the weights, not what the base model was called."""
-    fields = {k: v for k, v in config.to_dict().items() if k not in ("base_model_name_or_path", "inference_mode")}
+    """What of a configuration changes the merged weights: not names, nor fields that another version of peft has."""
+    fields = {k: v for k, v in config.to_dict().items() if k in _MERGED_BY}
     return json.dumps(fields, sort_keys=True, default=sorted).encode()
 
 
-def _check_note(folder: Path, name: str, base_digest: str) -> None:
-    """Checksums, and whether the recorded base is the one at hand; nothing to check for adapters of other tools."""
+def check_note(folder: Path, name: str, base_digest: str) -> None:
+    """Checksums, and whether the recorded base is the one at hand; nothing to check for adapters of other tools.
+
+    Raises:
+        InvalidSettings: If it was made for other weights.
+        CorruptModel: If a file is not what was written.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         return
+    shipped = name in SCORERS
+    again = "Install personae again." if shipped else "Use another checkpoint, or train it again."
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
         version, files = note["version"], dict(note["files"])
@@ -198,7 +221,8 @@ def _check_note(folder: Path, name: str, base_digest: str) -> None:
             f"the adapter {folder} is of version {version}; this personae reads version {ADAPTER_VERSION}.",
             hint="Use the version of personae that wrote it, or train it again.",
         )
-    if made_for != base_digest:
+    # The base of a shipped one is held to its package's checksum; its digest names the version of transformers too.
+    if made_for != base_digest and not shipped:
         raise InvalidSettings(
             f"the adapter {folder} was made for '{base}', whose weights are not those of '{name.rsplit('+', 1)[0]}'.",
             hint=f"Use it as {base}+{folder}.",
@@ -207,5 +231,5 @@ def _check_note(folder: Path, name: str, base_digest: str) -> None:
         if not (folder / file).is_file() or hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
             raise CorruptModel(
                 f"the adapter {folder} is damaged: {file} does not match its checksum.",
-                hint="Use another checkpoint, or train it again.",
+                hint=again,
             )

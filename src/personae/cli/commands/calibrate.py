@@ -19,7 +19,7 @@ from personae.domain.persona import Cast
 from personae.files.casts import built_in_casts, load_casts
 from personae.files.openers import load_openers, openers_of
 from personae.instruments.sampling import Stage
-from personae.models.catalogue import home, resolve
+from personae.models.catalogue import home, require_target
 from personae.models.rendering import RENDERING_VERSION
 from personae.protocols.calibrate import Labelled, LabelPlan, calibrate, label_conversations, split_paraphrases
 from personae.report.text import clean
@@ -110,7 +110,7 @@ def execute(settings: Settings) -> int:
         n = 1
     scorers, _ = split_paraphrases(cast, n)  # refuses a cast that cannot be held out before a model is loaded
     count = settings.conversations or max(2, round(_IN_ALL / len(cast.personas)))
-    source = resolve(settings.model)
+    source = require_target(settings.model)
     tokens = settings.max_tokens or (_TOKENS if source.world is None else _WORLD_TOKENS)
     plan = LabelPlan(count, settings.turns, tokens, seed=settings.seed)
     folder = make_run_folder(settings.out, NAME)

@@ -32,7 +32,7 @@ def command(as_json: opt.AsJson = False) -> int:
         base = next(row for row in rows if row["name"] == scorer.base)
         rows.append({**base, "name": scorer.name, "default": False, "description": scorer.description})
     worlds = sorted({*shipped_worlds(), *made_worlds(home())})
-    backend = all(importlib.util.find_spec(p) is not None for p in ("torch", "transformers"))
+    backend = all(importlib.util.find_spec(p) is not None for p in ("torch", "transformers", "peft"))
     if as_json:
         typer.echo(
             json.dumps({"command": NAME, "models": rows, "worlds": worlds, "backend": backend, "home": str(home())})
@@ -50,8 +50,8 @@ def command(as_json: opt.AsJson = False) -> int:
     typer.echo("http://HOST:PORT/v1#NAME  a model of an OpenAI-compatible server")
     typer.echo("vllm:NAME      one of the above that has files, run by vLLM in this process")
     typer.echo(f"world:NAME     a world with a known answer ({', '.join(worlds)}); `personae world list`")
-    typer.echo("NAME+PATH      one of them with an adapter: the folder of a `personae train`, or one that peft wrote")
+    typer.echo("NAME+PATH      one of them with an adapter: of `personae train` or `sharpen`, or one that peft wrote")
     typer.echo(f"\nKept under {home()} (PERSONAE_HOME changes it).")
     if not backend:
-        typer.echo("torch and transformers are not installed: pip install 'personae[hf]'")
+        typer.echo("torch, transformers or peft is not installed: pip install 'personae[hf]'")
     return 0

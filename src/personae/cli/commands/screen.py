@@ -13,7 +13,7 @@ import typer
 
 from personae.cli import options as opt
 from personae.cli.findings import print_findings, screening_json
-from personae.cli.forecasting import AUTO, NONE, ForecastAsked, check_forecast, forecast_file, print_forecast
+from personae.cli.forecasting import AUTO, ForecastAsked, check_forecast, forecast_file, is_tried, print_forecast
 from personae.cli.gate import parse_gates
 from personae.cli.power import choose_power
 from personae.cli.workbench import (
@@ -31,7 +31,7 @@ from personae.domain.episode import Episode, require_weight
 from personae.domain.persona import Cast
 from personae.files.reference import load_reference, shipped_rows
 from personae.instruments.target import Answers, ask_target
-from personae.models.catalogue import DEFAULT_MODEL, home, without_sharpening
+from personae.models.catalogue import DEFAULT_MODEL, home, require_target, without_sharpening
 from personae.models.protocol import SamplingPlan
 from personae.protocols.screen import DEFAULT_FDR, Population, ScreenSettings, screen
 from personae.running.run import make_run_folder, provenance, write_json, write_table, write_text
@@ -179,6 +179,7 @@ def execute(settings: Settings) -> int:
     gates = parse_gates(settings.fail_on, [t.id for t in inputs.cast.traits])
     require_weight(inputs.data.episodes)
     ordinary = load_reference(settings.reference)
+    _check_target(settings.target)
     folder = make_run_folder(settings.out, NAME)
     with closing(open_workbench(settings)) as bench:
         if settings.eta is None:
@@ -205,7 +206,11 @@ def execute(settings: Settings) -> int:
                 started=(first, second),
                 notes=(*inputs.notes, *told, *_scorer_notes(settings)),
             )
-        forecast, missed = _forecast(settings, asked, bench, inputs, episodes, ordinary)
+        apart = asked.model != settings.model
+        forecast, missed = (None, ()) if apart else _forecast(settings, asked, bench, inputs, episodes, ordinary)
+    if apart and is_tried(asked):
+        with closing(open_workbench(replace(settings, model=asked.model))) as own:
+            forecast, missed = _forecast(settings, asked, own, inputs, episodes, ordinary)
     hashed = [*inputs.paths, *([settings.reference] if settings.reference else [])]
     made = provenance(hashed, seed=settings.seed) | dict(evidence.provenance)
     result = replace(result, provenance=made, training=forecast, notes=(*result.notes, *missed))
@@ -227,6 +232,12 @@ def execute(settings: Settings) -> int:
     return 1 if tripped else 0
 
 
+def _check_target(name: str | None) -> None:
+    """Refuse to screen what a sharpened scorer says."""
+    if name is not None:
+        require_target(name)
+
+
 def _scorer_notes(settings: Settings) -> tuple[str, ...]:
     """What does not carry over to a scorer that learnt to tell characters apart."""
     if without_sharpening(settings.model) == settings.model:
@@ -245,14 +256,14 @@ def _forecast(
     episodes: Sequence[Episode],
     ordinary: Sequence[Episode],
 ) -> tuple[TraitForecast | None, tuple[str, ...]]:
-    """A forecast for the model that would be trained, which a sharpened scorer is not."""
+    """A forecast for the model that would be trained, which a sharpened scorer is not; and what to tell of it."""
     # --paraphrases is about scores: past runs were read by all instructions, and so is what they calibrate.
     kept = {t.id for t in inputs.cast.traits}
     cast = Cast(inputs.cast.id, tuple(t for t in inputs.whole.traits if t.id in kept))
-    if asked.model == settings.model or asked.name == NONE:
-        return forecast_file(asked, bench, cast, settings.cast, episodes, ordinary)
-    with closing(open_workbench(replace(settings, model=asked.model))) as own:
-        return forecast_file(asked, own, cast, settings.cast, episodes, ordinary)
+    forecast, missed = forecast_file(asked, bench, cast, settings.cast, episodes, ordinary)
+    if forecast is not None and asked.model != settings.model:
+        missed += (f"The forecast is of a training of {asked.model}, which {settings.model} was made of.",)
+    return forecast, missed
 
 
 def _answers(settings: Settings, bench: Workbench, episodes: Sequence[Episode]) -> Answers:
