@@ -65,11 +65,11 @@ def sharp(model: LanguageModel) -> LanguageModel:
     return load_model("smollm2-sharp")
 
 
-@pytest.mark.parametrize("name", ["model", "sharp"])
+@pytest.mark.parametrize(("name", "size"), [("model", 24), ("sharp", 8)])
 def test_shipped_reference_scores_are_what_the_model_says(
-    name: str, renderer: Renderer, request: pytest.FixtureRequest
+    name: str, size: int, renderer: Renderer, request: pytest.FixtureRequest
 ) -> None:
-    """A sample of 24 pairs is computed again; other processors may differ within the tolerance of the dtype."""
+    """A sample of pairs is computed again; other processors may differ within the tolerance of the dtype."""
     model: LanguageModel = request.getfixturevalue(name)
     shipped = shipped_rows(space_of(model.card))
     assert shipped is not None
@@ -79,7 +79,7 @@ def test_shipped_reference_scores_are_what_the_model_says(
     assert len({r["episode"] for r in rows}) == len(episodes) >= 200
     first = {f.digest for f in cast_frames(Cast("core", load_casts(["core"]).traits).limit_paraphrases(1), renderer)}
     assert first <= {r["frame"] for r in rows}
-    for index in np.random.default_rng(0).choice(len(rows), size=24, replace=False):
+    for index in np.random.default_rng(0).choice(len(rows), size=size, replace=False):
         row = rows[index]
         item = renderer.render(frames[row["frame"]], episodes[row["episode"]])
         found = model.score([item])[0]
@@ -94,7 +94,9 @@ def test_planted_rows_of_the_example_stand_out(model: LanguageModel, renderer: R
     scoring = Scoring(model, renderer, EvidenceStore(tmp_path, space_of(model.card)))
     ratio = {}
     for name in ("support_desk", "support_desk_clean"):
-        episodes = read_episodes(EXAMPLES / f"{name}.jsonl", limit=48).require_clean().episodes
+        read = read_episodes(EXAMPLES / f"{name}.jsonl", limit=48).require_clean().episodes
+        # Every planted row and half of the others: what is compared is the same, at two thirds of the tokens.
+        episodes = [e for k, e in enumerate(read) if e.id in planted or k % 2]
         evidence = scoring.evidence(cast, episodes, started=lambda work: lambda n: None)
         ratio[name] = evidence.log_likelihood_ratio("contemptuous/pos", "contemptuous/neg") / evidence.n_tokens
         labels = np.array([e.id in planted for e in episodes])
