@@ -7,8 +7,10 @@ from the behaviour's name alone. Behaviours 0-11 of `order.txt` were used to cho
 and own sentences of 39 of the first 42 (`dispositions`), so a sharpened scorer is judged on 42-71 alone.
 
     python -m benchmarks.separation.run --model smollm2 --data FOLDER [--first 12 --last 36] [--reading reply]
-    personae sharpen smollm2 --steps 140 --dtype bfloat16 --out runs/sharp
-    python -m benchmarks.separation.run --model smollm2+runs/sharp --label smollm2-sharpened --data FOLDER
+    python -m benchmarks.separation.run --model smollm2-sharp --data FOLDER --first 42 --last 72 --per-class 12
+                                        --reading reply
+    personae sharpen gemma-270m --steps 140 --dtype bfloat16 --out runs/sharp
+    python -m benchmarks.separation.run --model gemma-270m+runs/sharp --label gemma-270m-sharpened --data FOLDER
                                         --first 42 --last 72 --per-class 12 --reading reply
 
 `ratio` is the reading asked for, `mean_of_logs` the replies' own, `described` the descriptions'.
