@@ -311,22 +311,18 @@ def require_target(name: str) -> ModelSource:
         InvalidSettings: If it is a sharpened scorer.
         ModelNotFound, MissingCapability, CorruptModel: As `resolve`.
     """
-    source = resolve(name)
-    at: ModelSource | None = source
-    while at is not None:
-        if is_sharpened(at):
-            raise InvalidSettings(
-                f"'{name}' is a sharpened scorer: it tells who would say what, and its likelihoods are no longer those "
-                "of what a model would say.",
-                hint=f"Name the model it was made of, {at.base.name if at.base else ''}; a sharpened scorer goes with "
-                "screen and score.",
-            )
-        at = at.base
-    return source
+    kept = without_sharpening(name)
+    if kept != name:
+        raise InvalidSettings(
+            f"'{name}' is a sharpened scorer: it tells who would say what, and its likelihoods are no longer those of "
+            "what a model would say.",
+            hint=f"Name the model it was made of, {kept}; a sharpened scorer goes with screen and score.",
+        )
+    return resolve(name)
 
 
 def without_sharpening(name: str) -> str:
-    """The model a training would start from: without the outermost sharpened adapter and what is on it, if any.
+    """The model a training would start from: what lies under every sharpened adapter; without one, the same name.
 
     Raises:
         ModelNotFound, MissingCapability, CorruptModel: As `resolve`.
